@@ -1,0 +1,394 @@
+//! Coordinator <-> host agent. The host connects; both say hello first; then orders to members go
+//! down and replies come up, each under an [`Envelope`].
+//!
+//! ```text
+//! host agent                       coordinator
+//!   Hello {versions, vms, kept} ----->
+//!        <----- Welcome {version, term} | Goodbye {why}
+//!   Inventory (every second) -------->
+//!        <----- Order under an Envelope, to one member
+//!   Answer under the same Envelope -->
+//! ```
+//!
+//! Numbers below 16 belong to the session, from 16 on to members.
+
+use serde::{Deserialize, Serialize};
+
+use crate::DecodeError;
+use crate::frame::Frame;
+use crate::guest::{Epoch, Prefix};
+use crate::name::Name;
+
+/// First message number that is addressed to (or comes from) a member.
+const FIRST_MEMBER_NUMBER: u16 = 16;
+/// Most VMs that one host may report.
+pub const MAX_VMS_PER_HOST: usize = 1024;
+
+/// To whom an order goes and in which course of events; the reply repeats it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The member.
+    pub vm: Name,
+    /// Its deployment.
+    pub deployment: Name,
+    /// The global snapshot that is taken, restored or deleted.
+    pub snapshot: Name,
+    /// Epoch before the cut; in a restore, the epoch at which the members start.
+    pub epoch: Epoch,
+    /// Counts up with every start of the coordinator; agents refuse lower ones.
+    pub term: u64,
+    /// Counts up with every restore of the deployment; agents refuse lower ones.
+    pub incarnation: u64,
+}
+
+/// Step of the protocol, for reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Phase {
+    /// Verification; epochs set; colouring on.
+    Prepare,
+    /// Strict.
+    Arm,
+    /// The straddling cut.
+    Take,
+    /// RAM and disks become durable behind the running VM.
+    Save,
+    /// Colouring off.
+    Clear,
+    /// The snapshot is usable.
+    Commit,
+    /// Everything is undone.
+    Abort,
+    /// Restore: files complete?
+    Poll,
+    /// Restore: old instance dead, new one loaded and paused.
+    Restore,
+    /// Restore: resumed.
+    Start,
+    /// A snapshot's files are removed.
+    Delete,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.pad(match self {
+            Self::Prepare => "PREPARE",
+            Self::Arm => "ARM",
+            Self::Take => "TAKE",
+            Self::Save => "SAVE",
+            Self::Clear => "CLEAR",
+            Self::Commit => "COMMIT",
+            Self::Abort => "ABORT",
+            Self::Poll => "POLL",
+            Self::Restore => "RESTORE",
+            Self::Start => "START",
+            Self::Delete => "DELETE",
+        })
+    }
+}
+
+/// Kind of a failure: stable over releases, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// The VM does not run, or is not known.
+    VmNotRunning,
+    /// The guest agent does not answer or is not healthy.
+    GuestAgent,
+    /// Not enough space.
+    NoSpace,
+    /// The hypervisor refused or died.
+    Hypervisor,
+    /// The member had advanced by itself: the cut came too late.
+    LateCut,
+    /// Files missing, truncated, damaged or foreign.
+    Files,
+    /// A lower term or incarnation, or an order that does not fit the state.
+    Stale,
+    /// A wait ran out.
+    TimedOut,
+    /// The host is not connected, or its connection broke.
+    HostLost,
+    /// The operator asked for something that does not exist or cannot be.
+    BadRequest,
+    /// A defect or an error of the program's own machine (disk, memory).
+    Internal,
+}
+
+/// What failed, on the wire: stable kind, step, and words (what, why, what to do).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{phase}: {text}")]
+pub struct Failure {
+    /// Stable code.
+    pub kind: FailureKind,
+    /// The step that failed.
+    pub phase: Phase,
+    /// For people.
+    pub text: String,
+}
+
+impl Failure {
+    /// A failure with its words.
+    pub fn new(kind: FailureKind, phase: Phase, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            phase,
+            text: text.into(),
+        }
+    }
+}
+
+/// First message of a host agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Lowest and highest protocol version that the agent speaks.
+    pub protocol: (u16, u16),
+    /// The host's name; its certificate must say the same.
+    pub host: Name,
+    /// Version of the agent's package.
+    pub agent_version: String,
+    /// Its VMs.
+    pub inventory: Inventory,
+    /// Snapshots of which the agent does not know whether they were committed; the coordinator
+    /// answers each with COMMIT or ABORT.
+    pub undecided: Vec<Undecided>,
+}
+
+/// A local snapshot, made or half made, whose outcome the host agent has not heard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undecided {
+    /// As the orders of this snapshot came.
+    pub envelope: Envelope,
+    /// Is it durable (SAVED was or could be sent)?
+    pub saved: bool,
+}
+
+/// What runs on a host; sent with the hello and once a second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// In the order of their names; at most [`MAX_VMS_PER_HOST`].
+    pub vms: Vec<VmReport>,
+    /// Free bytes where snapshots are stored.
+    pub free_bytes: u64,
+}
+
+/// State of one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmReport {
+    /// Its name.
+    pub name: Name,
+    /// The deployment whose member it is.
+    pub deployment: Name,
+    /// RAM, MiB.
+    pub memory_mb: u32,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Addresses by which the other members know it.
+    pub addresses: Vec<Prefix>,
+    /// What the hypervisor says.
+    pub state: VmState,
+    /// How its packets are coloured.
+    pub colouring: Colouring,
+    /// How its RAM is taken, once probed, e.g. `background-snapshot`.
+    pub ram_way: String,
+    /// What emulates its processor, e.g. `kvm`.
+    pub accelerator: String,
+    /// Does the guest agent answer?
+    pub guest: bool,
+    /// Of the running instance.
+    pub incarnation: u64,
+}
+
+/// State of a VM's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// No process.
+    Stopped,
+    /// Process there, guest not yet answering for the first time.
+    Starting,
+    /// vCPUs run.
+    Running,
+    /// vCPUs stand still.
+    Paused,
+    /// The hypervisor failed or does not answer.
+    Failed,
+}
+
+/// How a member's packets are coloured (protocol.md section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Colouring {
+    /// The straddle through the guest agent.
+    Guest,
+    /// Not at all: for the control experiment only; such snapshots are not consistent.
+    None,
+}
+
+/// The coordinator's answer to a hello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Version that both will speak.
+    pub protocol: u16,
+    /// Of this coordinator.
+    pub term: u64,
+}
+
+messages! {
+    /// The host agent's part of the session.
+    pub enum HostSession with () {
+        /// First of all.
+        1 => Hello(Hello),
+        /// Once a second; its absence for five tells that the host is gone.
+        2 => Inventory(Inventory),
+    }
+}
+
+messages! {
+    /// The coordinator's part of the session.
+    pub enum CoordinatorSession with () {
+        /// The hello was accepted.
+        8 => Welcome(Welcome),
+        /// The connection will be closed, and why.
+        9 => Goodbye(String),
+        /// Once a second; its absence for five tells that the coordinator is gone.
+        10 => StillHere(()),
+    }
+}
+
+/// Files of one member's local snapshot, as the operator's report shows them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedReport {
+    /// blake3 of the manifest, which holds the digests of all files.
+    pub digest: [u8; 32],
+    /// Bytes that the local snapshot takes on disk.
+    pub bytes: u64,
+    /// When it was durable, unix nanoseconds of the host's clock.
+    pub saved_ns: u64,
+}
+
+/// Times of one cut, unix nanoseconds of the host's clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CutReport {
+    /// Send half flipped: the straddle begins.
+    pub send_flipped_ns: u64,
+    /// vCPUs stopped.
+    pub stopped_ns: u64,
+    /// The snapshot instant: disks switched and RAM fixed.
+    pub instant_ns: u64,
+    /// vCPUs run again.
+    pub resumed_ns: u64,
+    /// Receive half flipped: the straddle ends.
+    pub receive_flipped_ns: u64,
+    /// Where the pause went: part and nanoseconds.
+    pub parts: Vec<(String, u64)>,
+    /// Connections to addresses that are not members; they do not survive a restore. `None` when
+    /// the guest cannot tell.
+    pub outside_connections: Option<u32>,
+}
+
+impl CutReport {
+    /// How long the vCPUs stood still, nanoseconds.
+    #[must_use]
+    pub fn pause_ns(&self) -> u64 {
+        self.resumed_ns.saturating_sub(self.stopped_ns)
+    }
+}
+
+messages! {
+    /// What the coordinator orders a member to do; every order may be repeated.
+    pub enum Order with Envelope {
+        /// Verify; set both epochs; colouring on. The body lists the addresses of all members.
+        16 => Prepare(Vec<Prefix>),
+        /// Refuse uncoloured packets.
+        17 => Arm(()),
+        /// The straddling cut.
+        18 => Take(()),
+        /// Colouring off.
+        19 => Clear(()),
+        /// The global snapshot is usable.
+        20 => Commit(()),
+        /// Undo everything of this snapshot, and why.
+        21 => Abort(String),
+        /// Is everything here to restore this snapshot?
+        32 => Poll(()),
+        /// Destroy the old instance, load the snapshot, leave it paused.
+        33 => Restore(Vec<Prefix>),
+        /// Resume.
+        34 => Start(()),
+        /// Remove the files of this snapshot.
+        40 => Delete(()),
+    }
+}
+
+messages! {
+    /// What a member answers.
+    pub enum Answer with Envelope {
+        /// To PREPARE.
+        64 => Prepared(()),
+        /// To ARM.
+        65 => Armed(()),
+        /// As soon as the cut is made.
+        66 => Cut(CutReport),
+        /// When the local snapshot is durable.
+        67 => Saved(SavedReport),
+        /// The member is idle again: after CLEAR and COMMIT, or after ABORT.
+        68 => Settled(()),
+        /// To POLL.
+        80 => Ready(()),
+        /// To RESTORE.
+        81 => Loaded(()),
+        /// To START: the hooks that could not be run, in words.
+        82 => Started(Vec<String>),
+        /// To DELETE.
+        88 => Deleted(()),
+        /// To any order that could not be carried out.
+        96 => Refused(Failure),
+    }
+}
+
+/// What a host agent may receive.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ToHost {
+    /// About the session.
+    Session(CoordinatorSession),
+    /// To a member.
+    Member(Envelope, Order),
+}
+
+impl ToHost {
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// See [`DecodeError`].
+    pub fn decode(frame: &Frame) -> Result<Self, DecodeError> {
+        if frame.number < FIRST_MEMBER_NUMBER {
+            CoordinatorSession::decode(frame).map(|((), message)| Self::Session(message))
+        } else {
+            Order::decode(frame).map(|(envelope, order)| Self::Member(envelope, order))
+        }
+    }
+}
+
+/// What the coordinator may receive from a host agent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FromHost {
+    /// About the session.
+    Session(HostSession),
+    /// From a member.
+    Member(Envelope, Answer),
+}
+
+impl FromHost {
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// See [`DecodeError`].
+    pub fn decode(frame: &Frame) -> Result<Self, DecodeError> {
+        if frame.number < FIRST_MEMBER_NUMBER {
+            HostSession::decode(frame).map(|((), message)| Self::Session(message))
+        } else {
+            Answer::decode(frame).map(|(envelope, answer)| Self::Member(envelope, answer))
+        }
+    }
+}

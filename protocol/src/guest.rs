@@ -1,0 +1,198 @@
+//! Host agent <-> guest agent, over the virtio-serial port [`PORT_NAME`].
+//!
+//! Strict request and reply: the host sends one request at a time and the reply repeats its
+//! sequence, so a reply to a request that was given up is recognised and dropped. Requests are
+//! idempotent. A request of an older incarnation than the highest seen is refused: after a restore
+//! the guest may still find the old host's last request in its port.
+
+use serde::{Deserialize, Serialize};
+
+/// Name of the virtio-serial port inside the VM.
+pub const PORT_NAME: &str = "org.unasnap.guest.0";
+
+/// Epochs count from 0 and never wrap in practice; the packed state word has 31 bits for each.
+pub type Epoch = u32;
+/// Largest epoch that fits the packed state word.
+pub const MAX_EPOCH: Epoch = (1 << 31) - 1;
+
+/// The member's state, unpacked (protocol.md section 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WordState {
+    /// Epoch whose colour outgoing packets carry.
+    pub send: Epoch,
+    /// Epoch by which incoming packets are judged.
+    pub receive: Epoch,
+    /// Are outgoing packets coloured?
+    pub colouring: bool,
+    /// Are uncoloured packets from members dropped?
+    pub strict: bool,
+}
+
+impl WordState {
+    /// Both halves at `epoch`, colouring off: a member outside a snapshot.
+    #[must_use]
+    pub fn idle(epoch: Epoch) -> Self {
+        Self {
+            send: epoch,
+            receive: epoch,
+            colouring: false,
+            strict: false,
+        }
+    }
+
+    /// Both halves at `epoch`, colouring on: a member that is PREPARED.
+    #[must_use]
+    pub fn colouring(epoch: Epoch) -> Self {
+        Self {
+            send: epoch,
+            receive: epoch,
+            colouring: true,
+            strict: false,
+        }
+    }
+}
+
+/// An address or prefix by which members are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Prefix {
+    /// IPv4 address and prefix length 0-32.
+    V4([u8; 4], u8),
+    /// IPv6 address and prefix length 0-128.
+    V6([u8; 16], u8),
+}
+
+/// What stands before the body of every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestHead {
+    /// Counts up per channel; the reply repeats it.
+    pub sequence: u64,
+    /// Counts up with every restore of the deployment.
+    pub incarnation: u64,
+}
+
+/// What stands before the body of every reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyHead {
+    /// Of the request that this answers.
+    pub sequence: u64,
+}
+
+/// Whose packets are coloured and judged, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetMembers {
+    /// Addresses of all members, this one's included; at most [`MAX_MEMBER_PREFIXES`].
+    pub prefixes: Vec<Prefix>,
+    /// DSCP values 1-63 of epochs 0, 1, 2 mod 3; distinct.
+    pub code_points: [u8; 3],
+    /// After how long of dropping a member advances by itself, milliseconds (protocol.md section 4).
+    pub future_lease_ms: u32,
+}
+
+/// Most prefixes of one deployment.
+pub const MAX_MEMBER_PREFIXES: usize = 4096;
+
+/// A change of one half of the word from `from` to `to`, valid only if it still stands at `from`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flip {
+    /// Epoch before.
+    pub from: Epoch,
+    /// Epoch after, `from + 1`.
+    pub to: Epoch,
+}
+
+/// What a restored guest cannot know by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartHooks {
+    /// Wall clock of the host, nanoseconds since 1970.
+    pub unix_ns: u64,
+    /// Fresh randomness: two VMs restored from one snapshot must not draw the same keys.
+    pub entropy: [u8; 32],
+}
+
+messages! {
+    /// What the host agent asks; every request may be repeated.
+    pub enum GuestRequest with RequestHead {
+        /// Who are you? Answered by `Identity`.
+        1 => Identify(()),
+        /// Replaces the member table. Answered by `Done`.
+        2 => SetMembers(SetMembers),
+        /// Sets the word, whatever it was: PREPARE and ABORT are authoritative. Answered by `Word`.
+        3 => SetWord(WordState),
+        /// Drop uncoloured packets from members, if both halves stand at this epoch and colouring is
+        /// on. Answered by `Word` or `Late`.
+        4 => SetStrict(Epoch),
+        /// The send half, before the snapshot instant; needs both halves at `from`. `Word` or `Late`.
+        5 => FlipSend(Flip),
+        /// The receive half, after the snapshot instant; needs receive at `from` and send at `to`, and
+        /// clears strict: whoever has cut may accept anything. `Word` or `Late`.
+        6 => FlipReceive(Flip),
+        /// Answered by `Counters`.
+        7 => ReadCounters(()),
+        /// Answered by `Health`.
+        8 => SelfCheck(()),
+        /// After a restore: wall clock, entropy, neighbour announcement. Answered by `Done`.
+        9 => StartHooks(StartHooks),
+    }
+}
+
+messages! {
+    /// What the guest agent answers.
+    pub enum GuestReply with ReplyHead {
+        /// To `Identify`.
+        129 => Identity(Identity),
+        /// The request was carried out.
+        130 => Done(()),
+        /// The word after the change.
+        131 => Word(WordState),
+        /// The word did not stand where the request needs it (the member advanced by itself, or a
+        /// `PREPARE` is missing); it is unchanged and stands at this.
+        132 => Late(WordState),
+        /// Name and value of every counter, in the order of the kernel's table.
+        133 => Counters(Vec<(String, u64)>),
+        /// Problems in words; none means healthy.
+        134 => Health(Vec<String>),
+        /// The request could not be carried out, in words.
+        135 => Failed(String),
+        /// The request carries an older incarnation than this one, which the guest has seen.
+        136 => OldIncarnation(u64),
+    }
+}
+
+/// How the programs hang on the interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AttachKind {
+    /// TCX links (Linux 6.6 and later).
+    Tcx,
+    /// Filters on the clsact qdisc.
+    Clsact,
+}
+
+/// One Ethernet interface of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// As in `ip link`.
+    pub name: String,
+    /// Hardware address.
+    pub mac: [u8; 6],
+    /// Addresses at full prefix length (/32, /128), link-local ones included.
+    pub addresses: Vec<Prefix>,
+}
+
+/// Who answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Version of the guest agent's package.
+    pub agent_version: String,
+    /// As `uname -r`.
+    pub kernel: String,
+    /// `/proc/sys/kernel/random/boot_id`: the same boot before and after a restore.
+    pub boot_id: String,
+    /// As `uname -n`.
+    pub hostname: String,
+    /// Interfaces with the programs attached.
+    pub interfaces: Vec<Interface>,
+    /// How they are attached.
+    pub attach: AttachKind,
+    /// The word as it stands.
+    pub word: WordState,
+}
