@@ -166,6 +166,7 @@ impl Decoder {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Found {
     number: u16,
     length: usize,

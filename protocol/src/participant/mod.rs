@@ -1,0 +1,545 @@
+//! One VM's half of the protocol: takes orders and results, gives jobs and answers.
+//!
+//! ```text
+//!         PREPARE        ARM          TAKE              save done         COMMIT
+//!  Idle ---------> Prepared ----> Armed ----> Saving -------------> Saved --------> Idle
+//!   ^                  |            |            |  CLEAR: colouring off, in either   |
+//!   |                  v            v            v                                    v
+//!   +------- Undo: word := {e+1, e+1, off}, files of this snapshot deleted <------ ABORT
+//!
+//!         RESTORE                 START
+//!  any -----------> Loaded (paused) ----> Idle, one incarnation later
+//! ```
+//!
+//! Each arrow is a [`Job`] that the shell carries out; one runs at a time (saving runs beside them),
+//! and each is bounded by the shell. An order that comes meanwhile waits in a mailbox of one place,
+//! where ABORT replaces all others. Every order may be repeated; ABORT is legal in every state; a
+//! member that waits before its cut for longer than [`PRE_CUT_LEASE`] aborts by itself; after its cut
+//! it keeps what it has until it hears COMMIT or ABORT.
+
+use std::time::Duration;
+
+use crate::control::{Answer, CutReport, Envelope, Failure, FailureKind, Order, Phase, SavedReport};
+use crate::guest::Prefix;
+
+#[cfg(test)]
+mod tests;
+
+/// How long a member waits for the next order before its cut.
+pub const PRE_CUT_LEASE: Duration = Duration::from_secs(10);
+
+/// Work for the shell: one step under the envelope that ordered it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// As the order came.
+    pub envelope: Envelope,
+    /// What to do.
+    pub step: Step,
+}
+
+/// What a [`Job`] does. All are idempotent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Verify VM, guest agent and space; make overlays; set members; word := {e, e, on}.
+    Prepare(Vec<Prefix>),
+    /// Strict := yes, if both halves stand at e.
+    Arm,
+    /// The straddle: send := e+1; stop, fix disks and RAM, resume; receive := e+1.
+    Cut,
+    /// Word := {e+1, e+1, off}.
+    Clear,
+    /// Mark the local snapshot as committed.
+    Commit,
+    /// Stop saving, delete the local snapshot, word := {e+1, e+1, off}.
+    Undo,
+    /// Check the files of this snapshot.
+    Poll,
+    /// Destroy the old instance, load the snapshot, leave it paused.
+    Restore(Vec<Prefix>),
+    /// Resume; word := {e, e, off}; guest hooks.
+    Start,
+    /// Remove the files of this snapshot.
+    Delete,
+}
+
+/// What a job that went well has to say.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Nothing more.
+    Done,
+    /// Of [`Step::Cut`].
+    Cut(CutReport),
+    /// Of [`Step::Start`]: hooks that could not be run, in words.
+    Started(Vec<String>),
+}
+
+/// What happens to a participant.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// An order came.
+    Order(Envelope, Order),
+    /// The job ended.
+    JobDone(Result<Outcome, Failure>),
+    /// The saving that began with the cut ended.
+    SaveDone(Result<SavedReport, Failure>),
+    /// The time asked for by [`Command::WakeAfter`] has passed.
+    Deadline,
+}
+
+/// What the shell has to do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Send to the coordinator.
+    Answer(Envelope, Answer),
+    /// Carry out, then report [`Event::JobDone`].
+    Do(Job),
+    /// Wait until the bytes of the cut are durable, then report [`Event::SaveDone`].
+    Save(Envelope),
+    /// Report [`Event::Deadline`] after this long, and forget any earlier wish; `None` only forgets.
+    WakeAfter(Option<Duration>),
+}
+
+/// Where a member stands; each variant owns what it needs.
+#[derive(Debug, Clone, PartialEq)]
+enum State {
+    Idle,
+    Prepared(Envelope),
+    Armed(Envelope),
+    Saving {
+        envelope: Envelope,
+        cut: CutReport,
+    },
+    Saved {
+        envelope: Envelope,
+        cut: CutReport,
+        saved: SavedReport,
+    },
+    Loaded(Envelope),
+}
+
+/// One VM's participant.
+#[derive(Debug, Clone)]
+pub struct Participant {
+    state: State,
+    running: Option<Job>,
+    mailbox: Option<(Envelope, Order)>,
+    term: u64,
+    incarnation: u64,
+    commands: Vec<Command>,
+}
+
+impl Participant {
+    /// A member outside any snapshot, whose running instance has this incarnation.
+    #[must_use]
+    pub fn new(incarnation: u64) -> Self {
+        Self {
+            state: State::Idle,
+            running: None,
+            mailbox: None,
+            term: 0,
+            incarnation,
+            commands: Vec::new(),
+        }
+    }
+
+    /// A member whose local snapshot was durable when its host agent went away: it waits for COMMIT or ABORT.
+    #[must_use]
+    pub fn undecided(envelope: Envelope, cut: CutReport, saved: SavedReport) -> Self {
+        let mut participant = Self::new(envelope.incarnation);
+        participant.term = envelope.term;
+        participant.state = State::Saved { envelope, cut, saved };
+        participant
+    }
+
+    /// Envelope of the snapshot or restore that is under way.
+    #[must_use]
+    pub fn open(&self) -> Option<&Envelope> {
+        match &self.state {
+            State::Idle => self.running.as_ref().map(|job| &job.envelope),
+            State::Prepared(envelope) | State::Armed(envelope) | State::Loaded(envelope) => Some(envelope),
+            State::Saving { envelope, .. } | State::Saved { envelope, .. } => Some(envelope),
+        }
+    }
+
+    /// Is the local snapshot of [`open`](Self::open) durable?
+    #[must_use]
+    pub fn is_saved(&self) -> bool {
+        matches!(self.state, State::Saved { .. })
+    }
+
+    /// Incarnation of the running instance.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Applies one event; the commands are to be carried out in order.
+    pub fn handle(&mut self, event: Event) -> Vec<Command> {
+        match event {
+            Event::Order(envelope, order) => self.on_order(envelope, order),
+            Event::JobDone(result) => self.on_job_done(result),
+            Event::SaveDone(result) => self.on_save_done(result),
+            Event::Deadline => self.on_deadline(),
+        }
+        std::mem::take(&mut self.commands)
+    }
+
+    fn on_order(&mut self, envelope: Envelope, order: Order) {
+        if let Some(failure) = self.staleness(&envelope, &order) {
+            self.answer(envelope, Answer::Refused(failure));
+            return;
+        }
+        self.term = envelope.term;
+        let Some(job) = &self.running else {
+            return self.obey(envelope, order);
+        };
+        let repeated = job.envelope == envelope && step_of(&order) == job.step;
+        let abort_waits = matches!(&self.mailbox, Some((_, Order::Abort(_))));
+        if !repeated && !(abort_waits && same_course(&self.mailbox, &envelope)) {
+            self.mailbox = Some((envelope, order));
+        }
+    }
+
+    /// Terms and incarnations fence orders of a dead coordinator and of before a restore.
+    fn staleness(&self, envelope: &Envelope, order: &Order) -> Option<Failure> {
+        let restoring = matches!(
+            order,
+            Order::Poll(()) | Order::Restore(_) | Order::Start(()) | Order::Delete(())
+        );
+        let text = if envelope.term < self.term {
+            format!(
+                "coordinator term {} has ended; term {} leads now",
+                envelope.term, self.term
+            )
+        } else if envelope.incarnation < self.incarnation && !matches!(order, Order::Delete(())) {
+            format!(
+                "incarnation {} has ended; {} runs now",
+                envelope.incarnation, self.incarnation
+            )
+        } else if envelope.incarnation > self.incarnation && !restoring {
+            format!(
+                "incarnation {} was never restored here; {} runs",
+                envelope.incarnation, self.incarnation
+            )
+        } else {
+            return None;
+        };
+        Some(Failure::new(FailureKind::Stale, phase_of(order), text))
+    }
+
+    fn obey(&mut self, envelope: Envelope, order: Order) {
+        match order {
+            Order::Prepare(members) => self.on_prepare(envelope, members),
+            Order::Arm(()) => self.on_arm(envelope),
+            Order::Take(()) => self.on_take(envelope),
+            Order::Clear(()) => self.on_clear(envelope),
+            Order::Commit(()) | Order::Abort(_) => {
+                self.start(Job {
+                    envelope,
+                    step: step_of(&order),
+                });
+            }
+            Order::Restore(members) => self.on_restore(envelope, members),
+            Order::Start(()) => self.on_start(envelope),
+            Order::Poll(()) | Order::Delete(()) => self.start(Job {
+                envelope,
+                step: step_of(&order),
+            }),
+        }
+    }
+
+    fn on_prepare(&mut self, envelope: Envelope, members: Vec<Prefix>) {
+        match &self.state {
+            State::Prepared(open) if *open == envelope => self.answer(envelope, Answer::Prepared(())),
+            State::Idle => self.start(Job {
+                envelope,
+                step: Step::Prepare(members),
+            }),
+            // The ABORT of the earlier attempt was lost: undo it first.
+            State::Prepared(open) | State::Armed(open) if *open != envelope => {
+                let undo = Job {
+                    envelope: open.clone(),
+                    step: Step::Undo,
+                };
+                self.mailbox = Some((envelope, Order::Prepare(members)));
+                self.start(undo);
+            }
+            _ => self.refuse(envelope, Phase::Prepare),
+        }
+    }
+
+    fn on_arm(&mut self, envelope: Envelope) {
+        match &self.state {
+            State::Armed(open) if *open == envelope => self.answer(envelope, Answer::Armed(())),
+            State::Prepared(open) if *open == envelope => self.start(Job {
+                envelope,
+                step: Step::Arm,
+            }),
+            _ => self.refuse(envelope, Phase::Arm),
+        }
+    }
+
+    fn on_take(&mut self, envelope: Envelope) {
+        match &self.state {
+            State::Armed(open) if *open == envelope => self.start(Job {
+                envelope,
+                step: Step::Cut,
+            }),
+            State::Saving { envelope: open, cut } if *open == envelope => {
+                let answer = Answer::Cut(cut.clone());
+                self.answer(envelope, answer);
+            }
+            State::Saved {
+                envelope: open,
+                cut,
+                saved,
+            } if *open == envelope => {
+                let (cut, saved) = (Answer::Cut(cut.clone()), Answer::Saved(saved.clone()));
+                self.answer(envelope.clone(), cut);
+                self.answer(envelope, saved);
+            }
+            _ => self.refuse(envelope, Phase::Take),
+        }
+    }
+
+    fn on_clear(&mut self, envelope: Envelope) {
+        match &self.state {
+            State::Saving { envelope: open, .. } | State::Saved { envelope: open, .. }
+                if *open == envelope =>
+            {
+                self.start(Job {
+                    envelope,
+                    step: Step::Clear,
+                });
+            }
+            // COMMIT or ABORT has already cleared: a repeated CLEAR changes nothing.
+            State::Idle => {}
+            _ => self.refuse(envelope, Phase::Clear),
+        }
+    }
+
+    fn on_restore(&mut self, envelope: Envelope, members: Vec<Prefix>) {
+        match &self.state {
+            State::Loaded(open) if *open == envelope => self.answer(envelope, Answer::Loaded(())),
+            State::Idle | State::Loaded(_) => self.start(Job {
+                envelope,
+                step: Step::Restore(members),
+            }),
+            State::Prepared(open) | State::Armed(open) => {
+                self.undo_before_restore(open.clone(), envelope, members)
+            }
+            State::Saving { envelope: open, .. } | State::Saved { envelope: open, .. } => {
+                self.undo_before_restore(open.clone(), envelope, members);
+            }
+        }
+    }
+
+    /// The coordinator decides every open snapshot before it restores; one still open here has no
+    /// COMMIT and is garbage.
+    fn undo_before_restore(&mut self, open: Envelope, envelope: Envelope, members: Vec<Prefix>) {
+        self.mailbox = Some((envelope, Order::Restore(members)));
+        self.start(Job {
+            envelope: open,
+            step: Step::Undo,
+        });
+    }
+
+    fn on_start(&mut self, envelope: Envelope) {
+        match &self.state {
+            State::Loaded(open) if *open == envelope => self.start(Job {
+                envelope,
+                step: Step::Start,
+            }),
+            State::Idle if self.incarnation == envelope.incarnation => {
+                self.answer(envelope, Answer::Started(Vec::new()));
+            }
+            _ => self.refuse(envelope, Phase::Start),
+        }
+    }
+
+    fn start(&mut self, job: Job) {
+        self.commands.push(Command::WakeAfter(None));
+        self.commands.push(Command::Do(job.clone()));
+        self.running = Some(job);
+    }
+
+    fn on_job_done(&mut self, result: Result<Outcome, Failure>) {
+        let Some(job) = self.running.take() else { return };
+        match result {
+            Ok(outcome) => self.on_success(job, outcome),
+            Err(failure) => self.on_failure(job, failure),
+        }
+        if self.running.is_none()
+            && let Some((envelope, order)) = self.mailbox.take()
+        {
+            self.obey(envelope, order);
+        }
+    }
+
+    fn on_success(&mut self, Job { envelope, step }: Job, outcome: Outcome) {
+        let answer = match (step, outcome) {
+            (Step::Prepare(_), _) => {
+                self.wait_before_cut(State::Prepared(envelope.clone()));
+                Answer::Prepared(())
+            }
+            (Step::Arm, _) => {
+                self.wait_before_cut(State::Armed(envelope.clone()));
+                Answer::Armed(())
+            }
+            (Step::Cut, Outcome::Cut(cut)) => {
+                self.state = State::Saving {
+                    envelope: envelope.clone(),
+                    cut: cut.clone(),
+                };
+                self.commands.push(Command::Save(envelope.clone()));
+                Answer::Cut(cut)
+            }
+            (Step::Cut, _) => Answer::Refused(Failure::new(
+                FailureKind::Internal,
+                Phase::Take,
+                "the cut ended without a report of its times",
+            )),
+            (Step::Clear, _) => return,
+            (Step::Commit | Step::Undo, _) => {
+                self.state = State::Idle;
+                Answer::Settled(())
+            }
+            (Step::Poll, _) => Answer::Ready(()),
+            (Step::Restore(_), _) => {
+                self.incarnation = envelope.incarnation;
+                self.state = State::Loaded(envelope.clone());
+                Answer::Loaded(())
+            }
+            (Step::Start, outcome) => {
+                self.state = State::Idle;
+                Answer::Started(match outcome {
+                    Outcome::Started(problems) => problems,
+                    Outcome::Done | Outcome::Cut(_) => Vec::new(),
+                })
+            }
+            (Step::Delete, _) => Answer::Deleted(()),
+        };
+        self.answer(envelope, answer);
+    }
+
+    fn on_failure(&mut self, Job { envelope, step }: Job, failure: Failure) {
+        self.answer(envelope.clone(), Answer::Refused(failure));
+        match step {
+            // Whatever was half done is undone at once, without waiting for the coordinator's ABORT.
+            Step::Prepare(_) | Step::Arm | Step::Cut => self.start(Job {
+                envelope,
+                step: Step::Undo,
+            }),
+            Step::Undo => self.state = State::Idle,
+            Step::Restore(_) => self.state = State::Idle,
+            Step::Clear | Step::Commit | Step::Poll | Step::Start | Step::Delete => {}
+        }
+    }
+
+    fn on_save_done(&mut self, result: Result<SavedReport, Failure>) {
+        let State::Saving { envelope, cut } = &self.state else {
+            return;
+        };
+        let (envelope, cut) = (envelope.clone(), cut.clone());
+        match result {
+            Ok(saved) => {
+                self.answer(envelope.clone(), Answer::Saved(saved.clone()));
+                self.state = State::Saved { envelope, cut, saved };
+            }
+            Err(failure) => {
+                self.answer(envelope.clone(), Answer::Refused(failure));
+                if self.running.is_none() {
+                    self.start(Job {
+                        envelope,
+                        step: Step::Undo,
+                    });
+                } else {
+                    self.mailbox = Some((envelope, Order::Abort("saving failed".to_owned())));
+                }
+            }
+        }
+    }
+
+    fn on_deadline(&mut self) {
+        let (State::Prepared(envelope) | State::Armed(envelope)) = &self.state else {
+            return;
+        };
+        if self.running.is_some() {
+            return;
+        }
+        let envelope = envelope.clone();
+        let text = format!(
+            "no order came from the coordinator for {} s",
+            PRE_CUT_LEASE.as_secs()
+        );
+        self.answer(
+            envelope.clone(),
+            Answer::Refused(Failure::new(FailureKind::TimedOut, Phase::Abort, text)),
+        );
+        self.start(Job {
+            envelope,
+            step: Step::Undo,
+        });
+    }
+
+    fn wait_before_cut(&mut self, state: State) {
+        self.state = state;
+        self.commands.push(Command::WakeAfter(Some(PRE_CUT_LEASE)));
+    }
+
+    fn answer(&mut self, envelope: Envelope, answer: Answer) {
+        self.commands.push(Command::Answer(envelope, answer));
+    }
+
+    fn refuse(&mut self, envelope: Envelope, phase: Phase) {
+        let standing = match self.open() {
+            Some(open) => format!("it is busy with snapshot {}", open.snapshot),
+            None => "it is idle".to_owned(),
+        };
+        let failure = Failure::new(
+            FailureKind::Stale,
+            phase,
+            format!("the order does not fit the member's state: {standing}"),
+        );
+        self.answer(envelope, Answer::Refused(failure));
+    }
+}
+
+/// Is the waiting order about the same snapshot?
+fn same_course(mailbox: &Option<(Envelope, Order)>, envelope: &Envelope) -> bool {
+    mailbox
+        .as_ref()
+        .is_some_and(|(waiting, _)| waiting.snapshot == envelope.snapshot)
+}
+
+fn step_of(order: &Order) -> Step {
+    match order {
+        Order::Prepare(members) => Step::Prepare(members.clone()),
+        Order::Arm(()) => Step::Arm,
+        Order::Take(()) => Step::Cut,
+        Order::Clear(()) => Step::Clear,
+        Order::Commit(()) => Step::Commit,
+        Order::Abort(_) => Step::Undo,
+        Order::Poll(()) => Step::Poll,
+        Order::Restore(members) => Step::Restore(members.clone()),
+        Order::Start(()) => Step::Start,
+        Order::Delete(()) => Step::Delete,
+    }
+}
+
+/// The phase in which an order belongs, for reports.
+#[must_use]
+pub fn phase_of(order: &Order) -> Phase {
+    match order {
+        Order::Prepare(_) => Phase::Prepare,
+        Order::Arm(()) => Phase::Arm,
+        Order::Take(()) => Phase::Take,
+        Order::Clear(()) => Phase::Clear,
+        Order::Commit(()) => Phase::Commit,
+        Order::Abort(_) => Phase::Abort,
+        Order::Poll(()) => Phase::Poll,
+        Order::Restore(_) => Phase::Restore,
+        Order::Start(()) => Phase::Start,
+        Order::Delete(()) => Phase::Delete,
+    }
+}
