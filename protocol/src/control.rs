@@ -41,6 +41,14 @@ pub struct Envelope {
     pub incarnation: u64,
 }
 
+impl Envelope {
+    /// The same snapshot or restore of the same member, whichever coordinator speaks.
+    #[must_use]
+    pub fn same_course(&self, other: &Self) -> bool {
+        self.vm == other.vm && self.snapshot == other.snapshot && self.incarnation == other.incarnation
+    }
+}
+
 /// Step of the protocol, for reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -130,11 +138,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with its words.
     pub fn new(kind: FailureKind, phase: Phase, text: impl Into<String>) -> Self {
-        Self {
-            kind,
-            phase,
-            text: text.into(),
-        }
+        Self { kind, phase, text: text.into() }
     }
 }
 

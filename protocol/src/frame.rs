@@ -99,21 +99,13 @@ impl Decoder {
     /// For TLS channels: the first bad byte is an error. `cap` is the largest payload in bytes.
     #[must_use]
     pub fn strict(cap: usize) -> Self {
-        Self {
-            buffer: BytesMut::new(),
-            cap,
-            resync: false,
-        }
+        Self { buffer: BytesMut::new(), cap, resync: false }
     }
 
     /// For guest channels: garbage and torn frames are skipped.
     #[must_use]
     pub fn resync(cap: usize) -> Self {
-        Self {
-            buffer: BytesMut::new(),
-            cap,
-            resync: true,
-        }
+        Self { buffer: BytesMut::new(), cap, resync: true }
     }
 
     /// Takes bytes as they came.
@@ -159,10 +151,7 @@ impl Decoder {
 
     fn take(&mut self, found: Found) -> Frame {
         self.buffer.advance(HEADER_BYTES);
-        Frame {
-            number: found.number,
-            payload: self.buffer.split_to(found.length).freeze(),
-        }
+        Frame { number: found.number, payload: self.buffer.split_to(found.length).freeze() }
     }
 }
 

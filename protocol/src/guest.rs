@@ -32,23 +32,13 @@ impl WordState {
     /// Both halves at `epoch`, colouring off: a member outside a snapshot.
     #[must_use]
     pub fn idle(epoch: Epoch) -> Self {
-        Self {
-            send: epoch,
-            receive: epoch,
-            colouring: false,
-            strict: false,
-        }
+        Self { send: epoch, receive: epoch, colouring: false, strict: false }
     }
 
     /// Both halves at `epoch`, colouring on: a member that is PREPARED.
     #[must_use]
     pub fn colouring(epoch: Epoch) -> Self {
-        Self {
-            send: epoch,
-            receive: epoch,
-            colouring: true,
-            strict: false,
-        }
+        Self { send: epoch, receive: epoch, colouring: true, strict: false }
     }
 }
 

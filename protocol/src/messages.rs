@@ -82,11 +82,7 @@ pub(crate) fn payload<'a, T: Deserialize<'a>>(
     frame: &'a Frame,
     name: &'static str,
 ) -> Result<T, DecodeError> {
-    let bad = |why: String| DecodeError::BadPayload {
-        number: frame.number,
-        name,
-        why,
-    };
+    let bad = |why: String| DecodeError::BadPayload { number: frame.number, name, why };
     match postcard::take_from_bytes(&frame.payload) {
         Ok((message, [])) => Ok(message),
         Ok((_, rest)) => Err(bad(format!("{} bytes too many", rest.len()))),

@@ -105,15 +105,8 @@ enum State {
     Idle,
     Prepared(Envelope),
     Armed(Envelope),
-    Saving {
-        envelope: Envelope,
-        cut: CutReport,
-    },
-    Saved {
-        envelope: Envelope,
-        cut: CutReport,
-        saved: SavedReport,
-    },
+    Saving { envelope: Envelope, cut: CutReport },
+    Saved { envelope: Envelope, cut: CutReport, saved: SavedReport },
     Loaded(Envelope),
 }
 
@@ -132,14 +125,7 @@ impl Participant {
     /// A member outside any snapshot, whose running instance has this incarnation.
     #[must_use]
     pub fn new(incarnation: u64) -> Self {
-        Self {
-            state: State::Idle,
-            running: None,
-            mailbox: None,
-            term: 0,
-            incarnation,
-            commands: Vec::new(),
-        }
+        Self { state: State::Idle, running: None, mailbox: None, term: 0, incarnation, commands: Vec::new() }
     }
 
     /// A member whose local snapshot was durable when its host agent went away: it waits for COMMIT or ABORT.
@@ -193,34 +179,24 @@ impl Participant {
         let Some(job) = &self.running else {
             return self.obey(envelope, order);
         };
-        let repeated = job.envelope == envelope && step_of(&order) == job.step;
-        let abort_waits = matches!(&self.mailbox, Some((_, Order::Abort(_))));
-        if !repeated && !(abort_waits && same_course(&self.mailbox, &envelope)) {
+        let repeated = job.envelope.same_course(&envelope) && step_of(&order) == job.step;
+        let abort_waits =
+            matches!(&self.mailbox, Some((waiting, Order::Abort(_))) if waiting.same_course(&envelope));
+        if !repeated && !abort_waits {
             self.mailbox = Some((envelope, order));
         }
     }
 
     /// Terms and incarnations fence orders of a dead coordinator and of before a restore.
     fn staleness(&self, envelope: &Envelope, order: &Order) -> Option<Failure> {
-        let restoring = matches!(
-            order,
-            Order::Poll(()) | Order::Restore(_) | Order::Start(()) | Order::Delete(())
-        );
+        let restoring =
+            matches!(order, Order::Poll(()) | Order::Restore(_) | Order::Start(()) | Order::Delete(()));
         let text = if envelope.term < self.term {
-            format!(
-                "coordinator term {} has ended; term {} leads now",
-                envelope.term, self.term
-            )
+            format!("coordinator term {} has ended; term {} leads now", envelope.term, self.term)
         } else if envelope.incarnation < self.incarnation && !matches!(order, Order::Delete(())) {
-            format!(
-                "incarnation {} has ended; {} runs now",
-                envelope.incarnation, self.incarnation
-            )
+            format!("incarnation {} has ended; {} runs now", envelope.incarnation, self.incarnation)
         } else if envelope.incarnation > self.incarnation && !restoring {
-            format!(
-                "incarnation {} was never restored here; {} runs",
-                envelope.incarnation, self.incarnation
-            )
+            format!("incarnation {} was never restored here; {} runs", envelope.incarnation, self.incarnation)
         } else {
             return None;
         };
@@ -233,34 +209,22 @@ impl Participant {
             Order::Arm(()) => self.on_arm(envelope),
             Order::Take(()) => self.on_take(envelope),
             Order::Clear(()) => self.on_clear(envelope),
-            Order::Commit(()) | Order::Abort(_) => {
-                self.start(Job {
-                    envelope,
-                    step: step_of(&order),
-                });
-            }
+            Order::Commit(()) | Order::Abort(_) => self.on_decision(envelope, &order),
             Order::Restore(members) => self.on_restore(envelope, members),
             Order::Start(()) => self.on_start(envelope),
-            Order::Poll(()) | Order::Delete(()) => self.start(Job {
-                envelope,
-                step: step_of(&order),
-            }),
+            Order::Poll(()) | Order::Delete(()) => self.start(Job { envelope, step: step_of(&order) }),
         }
     }
 
     fn on_prepare(&mut self, envelope: Envelope, members: Vec<Prefix>) {
         match &self.state {
-            State::Prepared(open) if *open == envelope => self.answer(envelope, Answer::Prepared(())),
-            State::Idle => self.start(Job {
-                envelope,
-                step: Step::Prepare(members),
-            }),
+            State::Prepared(open) if open.same_course(&envelope) => {
+                self.answer(envelope, Answer::Prepared(()));
+            }
+            State::Idle => self.start(Job { envelope, step: Step::Prepare(members) }),
             // The ABORT of the earlier attempt was lost: undo it first.
-            State::Prepared(open) | State::Armed(open) if *open != envelope => {
-                let undo = Job {
-                    envelope: open.clone(),
-                    step: Step::Undo,
-                };
+            State::Prepared(open) | State::Armed(open) if !open.same_course(&envelope) => {
+                let undo = Job { envelope: open.clone(), step: Step::Undo };
                 self.mailbox = Some((envelope, Order::Prepare(members)));
                 self.start(undo);
             }
@@ -270,30 +234,24 @@ impl Participant {
 
     fn on_arm(&mut self, envelope: Envelope) {
         match &self.state {
-            State::Armed(open) if *open == envelope => self.answer(envelope, Answer::Armed(())),
-            State::Prepared(open) if *open == envelope => self.start(Job {
-                envelope,
-                step: Step::Arm,
-            }),
+            State::Armed(open) if open.same_course(&envelope) => self.answer(envelope, Answer::Armed(())),
+            State::Prepared(open) if open.same_course(&envelope) => {
+                self.start(Job { envelope, step: Step::Arm })
+            }
             _ => self.refuse(envelope, Phase::Arm),
         }
     }
 
     fn on_take(&mut self, envelope: Envelope) {
         match &self.state {
-            State::Armed(open) if *open == envelope => self.start(Job {
-                envelope,
-                step: Step::Cut,
-            }),
-            State::Saving { envelope: open, cut } if *open == envelope => {
+            State::Armed(open) if open.same_course(&envelope) => {
+                self.start(Job { envelope, step: Step::Cut })
+            }
+            State::Saving { envelope: open, cut } if open.same_course(&envelope) => {
                 let answer = Answer::Cut(cut.clone());
                 self.answer(envelope, answer);
             }
-            State::Saved {
-                envelope: open,
-                cut,
-                saved,
-            } if *open == envelope => {
+            State::Saved { envelope: open, cut, saved } if open.same_course(&envelope) => {
                 let (cut, saved) = (Answer::Cut(cut.clone()), Answer::Saved(saved.clone()));
                 self.answer(envelope.clone(), cut);
                 self.answer(envelope, saved);
@@ -305,12 +263,9 @@ impl Participant {
     fn on_clear(&mut self, envelope: Envelope) {
         match &self.state {
             State::Saving { envelope: open, .. } | State::Saved { envelope: open, .. }
-                if *open == envelope =>
+                if open.same_course(&envelope) =>
             {
-                self.start(Job {
-                    envelope,
-                    step: Step::Clear,
-                });
+                self.start(Job { envelope, step: Step::Clear });
             }
             // COMMIT or ABORT has already cleared: a repeated CLEAR changes nothing.
             State::Idle => {}
@@ -318,15 +273,29 @@ impl Participant {
         }
     }
 
+    /// COMMIT needs a durable local snapshot; ABORT is legal wherever its snapshot is open, and in
+    /// `Idle`, where both repeat what was done. A decision about another snapshot than the open one is late.
+    fn on_decision(&mut self, envelope: Envelope, order: &Order) {
+        let legal = match (&self.state, order) {
+            (State::Idle, _) => true,
+            (State::Loaded(_), _) => false,
+            (State::Saved { envelope: open, .. }, Order::Commit(())) => open.same_course(&envelope),
+            (_, Order::Commit(())) => false,
+            _ => self.open().is_some_and(|open| open.same_course(&envelope)),
+        };
+        if legal {
+            self.start(Job { envelope, step: step_of(order) });
+        } else {
+            self.refuse(envelope, phase_of(order));
+        }
+    }
+
     fn on_restore(&mut self, envelope: Envelope, members: Vec<Prefix>) {
         match &self.state {
-            State::Loaded(open) if *open == envelope => self.answer(envelope, Answer::Loaded(())),
-            State::Idle | State::Loaded(_) => self.start(Job {
-                envelope,
-                step: Step::Restore(members),
-            }),
+            State::Loaded(open) if open.same_course(&envelope) => self.answer(envelope, Answer::Loaded(())),
+            State::Idle | State::Loaded(_) => self.start(Job { envelope, step: Step::Restore(members) }),
             State::Prepared(open) | State::Armed(open) => {
-                self.undo_before_restore(open.clone(), envelope, members)
+                self.undo_before_restore(open.clone(), envelope, members);
             }
             State::Saving { envelope: open, .. } | State::Saved { envelope: open, .. } => {
                 self.undo_before_restore(open.clone(), envelope, members);
@@ -338,18 +307,14 @@ impl Participant {
     /// COMMIT and is garbage.
     fn undo_before_restore(&mut self, open: Envelope, envelope: Envelope, members: Vec<Prefix>) {
         self.mailbox = Some((envelope, Order::Restore(members)));
-        self.start(Job {
-            envelope: open,
-            step: Step::Undo,
-        });
+        self.start(Job { envelope: open, step: Step::Undo });
     }
 
     fn on_start(&mut self, envelope: Envelope) {
         match &self.state {
-            State::Loaded(open) if *open == envelope => self.start(Job {
-                envelope,
-                step: Step::Start,
-            }),
+            State::Loaded(open) if open.same_course(&envelope) => {
+                self.start(Job { envelope, step: Step::Start })
+            }
             State::Idle if self.incarnation == envelope.incarnation => {
                 self.answer(envelope, Answer::Started(Vec::new()));
             }
@@ -387,10 +352,7 @@ impl Participant {
                 Answer::Armed(())
             }
             (Step::Cut, Outcome::Cut(cut)) => {
-                self.state = State::Saving {
-                    envelope: envelope.clone(),
-                    cut: cut.clone(),
-                };
+                self.state = State::Saving { envelope: envelope.clone(), cut: cut.clone() };
                 self.commands.push(Command::Save(envelope.clone()));
                 Answer::Cut(cut)
             }
@@ -426,10 +388,7 @@ impl Participant {
         self.answer(envelope.clone(), Answer::Refused(failure));
         match step {
             // Whatever was half done is undone at once, without waiting for the coordinator's ABORT.
-            Step::Prepare(_) | Step::Arm | Step::Cut => self.start(Job {
-                envelope,
-                step: Step::Undo,
-            }),
+            Step::Prepare(_) | Step::Arm | Step::Cut => self.start(Job { envelope, step: Step::Undo }),
             Step::Undo => self.state = State::Idle,
             Step::Restore(_) => self.state = State::Idle,
             Step::Clear | Step::Commit | Step::Poll | Step::Start | Step::Delete => {}
@@ -449,10 +408,7 @@ impl Participant {
             Err(failure) => {
                 self.answer(envelope.clone(), Answer::Refused(failure));
                 if self.running.is_none() {
-                    self.start(Job {
-                        envelope,
-                        step: Step::Undo,
-                    });
+                    self.start(Job { envelope, step: Step::Undo });
                 } else {
                     self.mailbox = Some((envelope, Order::Abort("saving failed".to_owned())));
                 }
@@ -468,18 +424,12 @@ impl Participant {
             return;
         }
         let envelope = envelope.clone();
-        let text = format!(
-            "no order came from the coordinator for {} s",
-            PRE_CUT_LEASE.as_secs()
-        );
+        let text = format!("no order came from the coordinator for {} s", PRE_CUT_LEASE.as_secs());
         self.answer(
             envelope.clone(),
             Answer::Refused(Failure::new(FailureKind::TimedOut, Phase::Abort, text)),
         );
-        self.start(Job {
-            envelope,
-            step: Step::Undo,
-        });
+        self.start(Job { envelope, step: Step::Undo });
     }
 
     fn wait_before_cut(&mut self, state: State) {
@@ -503,13 +453,6 @@ impl Participant {
         );
         self.answer(envelope, Answer::Refused(failure));
     }
-}
-
-/// Is the waiting order about the same snapshot?
-fn same_course(mailbox: &Option<(Envelope, Order)>, envelope: &Envelope) -> bool {
-    mailbox
-        .as_ref()
-        .is_some_and(|(waiting, _)| waiting.snapshot == envelope.snapshot)
 }
 
 fn step_of(order: &Order) -> Step {

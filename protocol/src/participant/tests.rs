@@ -1,1 +1,297 @@
-//! x
+//! Every order in every state, abort everywhere, every order repeated, every job failed in turn.
+
+use super::*;
+use crate::name::Name;
+
+fn envelope(snapshot: &str) -> Envelope {
+    let name = |text: &str| Name::new(text).unwrap();
+    Envelope {
+        vm: name("vm1"),
+        deployment: name("ring"),
+        snapshot: name(snapshot),
+        epoch: 4,
+        term: 2,
+        incarnation: 1,
+    }
+}
+
+fn cut() -> CutReport {
+    CutReport {
+        send_flipped_ns: 1,
+        stopped_ns: 2,
+        instant_ns: 3,
+        resumed_ns: 4,
+        receive_flipped_ns: 5,
+        parts: vec![],
+        outside_connections: None,
+    }
+}
+
+fn saved() -> SavedReport {
+    SavedReport { digest: [7; 32], bytes: 9, saved_ns: 6 }
+}
+
+fn failure() -> Failure {
+    Failure::new(FailureKind::Hypervisor, Phase::Take, "QEMU died")
+}
+
+const STATES: [&str; 6] = ["idle", "prepared", "armed", "saving", "saved", "loaded"];
+
+/// Drives a new participant into a state by the orders that lead there.
+fn in_state(state: &str) -> Participant {
+    let mut participant = Participant::new(1);
+    let orders: &[Order] = match state {
+        "idle" => &[],
+        "prepared" => &[Order::Prepare(vec![])],
+        "armed" => &[Order::Prepare(vec![]), Order::Arm(())],
+        "saving" | "saved" => &[Order::Prepare(vec![]), Order::Arm(()), Order::Take(())],
+        "loaded" => &[Order::Restore(vec![])],
+        other => panic!("no state {other}"),
+    };
+    for order in orders {
+        obeyed(&mut participant, envelope("s1"), order.clone());
+    }
+    if state == "saved" {
+        participant.handle(Event::SaveDone(Ok(saved())));
+    }
+    participant
+}
+
+fn outcome(step: &Step) -> Outcome {
+    if *step == Step::Cut { Outcome::Cut(cut()) } else { Outcome::Done }
+}
+
+/// Gives an order, lets every job succeed, and returns the answers.
+fn obeyed(participant: &mut Participant, envelope: Envelope, order: Order) -> Vec<Answer> {
+    let commands = participant.handle(Event::Order(envelope, order));
+    settle(participant, commands)
+}
+
+fn settle(participant: &mut Participant, mut commands: Vec<Command>) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    while !commands.is_empty() {
+        let mut next = Vec::new();
+        for command in commands {
+            match command {
+                Command::Answer(_, answer) => answers.push(answer),
+                Command::Do(job) => next.extend(participant.handle(Event::JobDone(Ok(outcome(&job.step))))),
+                Command::Save(_) | Command::WakeAfter(_) => {}
+            }
+        }
+        commands = next;
+    }
+    answers
+}
+
+fn jobs(commands: &[Command]) -> Vec<Step> {
+    let step = |command: &Command| match command {
+        Command::Do(job) => Some(job.step.clone()),
+        _ => None,
+    };
+    commands.iter().filter_map(step).collect()
+}
+
+/// What one order leads to: names of the answers, in order.
+fn answers(state: &str, order: Order) -> Vec<&'static str> {
+    obeyed(&mut in_state(state), envelope("s1"), order).iter().map(Answer::name).collect()
+}
+
+#[test]
+fn every_order_in_every_state() {
+    let table: [(Order, [&[&str]; 6]); 10] = [
+        (
+            Order::Prepare(vec![]),
+            [&["Prepared"], &["Prepared"], &["Refused"], &["Refused"], &["Refused"], &["Refused"]],
+        ),
+        (Order::Arm(()), [&["Refused"], &["Armed"], &["Armed"], &["Refused"], &["Refused"], &["Refused"]]),
+        (Order::Take(()), [&["Refused"], &["Refused"], &["Cut"], &["Cut"], &["Cut", "Saved"], &["Refused"]]),
+        (Order::Clear(()), [&[], &["Refused"], &["Refused"], &[], &[], &["Refused"]]),
+        (
+            Order::Commit(()),
+            [&["Settled"], &["Refused"], &["Refused"], &["Refused"], &["Settled"], &["Refused"]],
+        ),
+        (
+            Order::Abort(String::new()),
+            [&["Settled"], &["Settled"], &["Settled"], &["Settled"], &["Settled"], &["Refused"]],
+        ),
+        (Order::Poll(()), [&["Ready"]; 6]),
+        (
+            Order::Restore(vec![]),
+            [
+                &["Loaded"],
+                &["Settled", "Loaded"],
+                &["Settled", "Loaded"],
+                &["Settled", "Loaded"],
+                &["Settled", "Loaded"],
+                &["Loaded"],
+            ],
+        ),
+        (
+            Order::Start(()),
+            [&["Started"], &["Refused"], &["Refused"], &["Refused"], &["Refused"], &["Started"]],
+        ),
+        (Order::Delete(()), [&["Deleted"]; 6]),
+    ];
+    for (order, expected) in table {
+        for (state, expected) in STATES.iter().zip(expected) {
+            assert_eq!(answers(state, order.clone()), expected, "{order:?} when {state}");
+        }
+    }
+}
+
+#[test]
+fn every_order_repeated_has_the_effect_of_one() {
+    for state in STATES {
+        for order in [
+            Order::Prepare(vec![]),
+            Order::Arm(()),
+            Order::Take(()),
+            Order::Commit(()),
+            Order::Abort(String::new()),
+        ] {
+            let mut participant = in_state(state);
+            obeyed(&mut participant, envelope("s1"), order.clone());
+            let after_one = participant.clone();
+            obeyed(&mut participant, envelope("s1"), order.clone());
+            assert_eq!(participant.state, after_one.state, "{order:?} twice when {state}");
+        }
+    }
+}
+
+#[test]
+fn an_order_repeated_while_its_job_runs_starts_no_second_job() {
+    let mut participant = in_state("armed");
+    assert_eq!(jobs(&participant.handle(Event::Order(envelope("s1"), Order::Take(())))), [Step::Cut]);
+    assert_eq!(participant.handle(Event::Order(envelope("s1"), Order::Take(()))), []);
+    let done = participant.handle(Event::JobDone(Ok(Outcome::Cut(cut()))));
+    assert_eq!(jobs(&done), []);
+}
+
+#[test]
+fn an_abort_that_comes_during_any_job_is_carried_out_after_it() {
+    for (state, order) in [
+        ("idle", Order::Prepare(vec![])),
+        ("prepared", Order::Arm(())),
+        ("armed", Order::Take(())),
+        ("saved", Order::Clear(())),
+    ] {
+        for result in [true, false] {
+            let mut participant = in_state(state);
+            let commands = participant.handle(Event::Order(envelope("s1"), order.clone()));
+            let [step] =
+                jobs(&commands)[..].to_vec().try_into().unwrap_or_else(|_| panic!("one job for {order:?}"));
+            assert_eq!(participant.handle(Event::Order(envelope("s1"), Order::Abort(String::new()))), []);
+            // A later, stale order must not push the abort out of the mailbox.
+            assert_eq!(participant.handle(Event::Order(envelope("s1"), Order::Take(()))), []);
+            let done = if result { Ok(outcome(&step)) } else { Err(failure()) };
+            let commands = participant.handle(Event::JobDone(done));
+            assert!(jobs(&commands).contains(&Step::Undo), "{order:?} then abort");
+            settle(&mut participant, commands);
+            assert_eq!(participant.state, State::Idle);
+            assert_eq!(participant.open(), None);
+        }
+    }
+}
+
+#[test]
+fn a_failed_step_before_the_commit_undoes_everything() {
+    for (state, order) in
+        [("idle", Order::Prepare(vec![])), ("prepared", Order::Arm(())), ("armed", Order::Take(()))]
+    {
+        let mut participant = in_state(state);
+        participant.handle(Event::Order(envelope("s1"), order));
+        let commands = participant.handle(Event::JobDone(Err(failure())));
+        assert_eq!(commands[0], Command::Answer(envelope("s1"), Answer::Refused(failure())));
+        assert_eq!(jobs(&commands), [Step::Undo]);
+    }
+    let commands = in_state("saving").handle(Event::SaveDone(Err(failure())));
+    assert_eq!(jobs(&commands), [Step::Undo]);
+}
+
+#[test]
+fn saving_that_fails_while_colouring_is_cleared_is_undone_after_it() {
+    let mut participant = in_state("saving");
+    participant.handle(Event::Order(envelope("s1"), Order::Clear(())));
+    assert_eq!(jobs(&participant.handle(Event::SaveDone(Err(failure())))), []);
+    assert_eq!(jobs(&participant.handle(Event::JobDone(Ok(Outcome::Done)))), [Step::Undo]);
+}
+
+#[test]
+fn a_member_waits_for_orders_only_before_its_cut() {
+    for state in STATES {
+        let commands = in_state(state).handle(Event::Deadline);
+        let expected: &[Step] = if ["prepared", "armed"].contains(&state) { &[Step::Undo] } else { &[] };
+        assert_eq!(jobs(&commands), expected, "{state}");
+    }
+}
+
+#[test]
+fn lower_terms_and_other_incarnations_are_refused_in_every_state() {
+    let orders = [
+        Order::Prepare(vec![]),
+        Order::Arm(()),
+        Order::Take(()),
+        Order::Clear(()),
+        Order::Commit(()),
+        Order::Abort(String::new()),
+    ];
+    for state in STATES {
+        for order in &orders {
+            for (term, incarnation) in [(1, 1), (2, 0), (2, 2)] {
+                let mut participant = in_state(state);
+                participant.term = 2;
+                let stale = Envelope { term, incarnation, ..envelope("s1") };
+                let answers = obeyed(&mut participant, stale, order.clone());
+                assert!(
+                    matches!(&answers[..], [Answer::Refused(Failure { kind: FailureKind::Stale, .. })]),
+                    "{order:?} when {state}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_coordinator_of_a_higher_term_may_decide_what_the_old_one_began() {
+    for state in ["prepared", "armed", "saving", "saved"] {
+        let mut participant = in_state(state);
+        let successor = Envelope { term: 3, ..envelope("s1") };
+        assert_eq!(obeyed(&mut participant, successor, Order::Abort(String::new())), [Answer::Settled(())]);
+        assert_eq!(participant.state, State::Idle);
+    }
+}
+
+#[test]
+fn a_decision_about_another_snapshot_leaves_the_open_one_alone() {
+    for state in ["prepared", "armed", "saving", "saved", "loaded"] {
+        for order in [Order::Commit(()), Order::Abort(String::new())] {
+            let mut participant = in_state(state);
+            let before = participant.state.clone();
+            let answers = obeyed(&mut participant, envelope("s0"), order);
+            assert_eq!(answers[0].name(), "Refused");
+            assert_eq!(participant.state, before);
+        }
+    }
+}
+
+#[test]
+fn a_prepare_whose_predecessor_lost_its_abort_undoes_it_first() {
+    for state in ["prepared", "armed"] {
+        let mut participant = in_state(state);
+        let commands = participant.handle(Event::Order(envelope("s2"), Order::Prepare(vec![])));
+        assert_eq!(jobs(&commands), [Step::Undo]);
+        let names: Vec<_> = settle(&mut participant, commands).iter().map(Answer::name).collect();
+        assert_eq!(names, ["Settled", "Prepared"]);
+        assert_eq!(participant.open(), Some(&envelope("s2")));
+    }
+}
+
+#[test]
+fn a_restore_brings_a_new_incarnation_and_fences_the_old_one() {
+    let mut participant = in_state("idle");
+    let restore = Envelope { incarnation: 2, ..envelope("s1") };
+    assert_eq!(obeyed(&mut participant, restore.clone(), Order::Restore(vec![])), [Answer::Loaded(())]);
+    assert_eq!(obeyed(&mut participant, restore, Order::Start(())), [Answer::Started(vec![])]);
+    assert_eq!(participant.incarnation(), 2);
+    assert_eq!(obeyed(&mut participant, envelope("s1"), Order::Restore(vec![]))[0].name(), "Refused");
+}
