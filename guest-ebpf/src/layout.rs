@@ -1,0 +1,137 @@
+//! Names, sizes and values of the maps, and names of the programs.
+
+use crate::rules::CodePoints;
+
+/// Name of the egress program.
+pub const EGRESS: &str = "unasnap_egress";
+/// Name of the ingress program.
+pub const INGRESS: &str = "unasnap_ingress";
+
+/// Array of one `u64`, the [`StateWord`](crate::StateWord); can be mapped into user space.
+pub const STATE: &str = "STATE";
+/// Array of one [`Config`].
+pub const CONFIG: &str = "CONFIG";
+/// LPM trie of IPv4 prefixes; the values mean nothing.
+pub const MEMBERS4: &str = "MEMBERS4";
+/// LPM trie of IPv6 prefixes; the values mean nothing.
+pub const MEMBERS6: &str = "MEMBERS6";
+/// Per-CPU array of `u64`, one per [`Counter`](crate::Counter).
+pub const COUNTERS: &str = "COUNTERS";
+/// Array of one `u64`, a [`DropStamp`].
+pub const FIRST_DROP: &str = "FIRST_DROP";
+
+/// All map names.
+pub const MAPS: [&str; 6] = [STATE, CONFIG, MEMBERS4, MEMBERS6, COUNTERS, FIRST_DROP];
+
+/// Most prefixes per address family.
+pub const MAX_PREFIXES: u32 = 4096;
+
+/// What the programs need to know besides the word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Config {
+    /// After how many nanoseconds of dropping the member advances by itself.
+    pub future_lease_ns: u64,
+    /// DSCP of each colour.
+    pub code_points: CodePoints,
+    /// Fills the structure to whole words; 0.
+    pub padding: [u8; 5],
+}
+
+impl Config {
+    /// With the lease in milliseconds.
+    #[must_use]
+    pub const fn new(code_points: CodePoints, future_lease_ms: u32) -> Self {
+        Self {
+            future_lease_ns: future_lease_ms as u64 * 1_000_000,
+            code_points,
+            padding: [0; 5],
+        }
+    }
+}
+
+impl Default for Config {
+    /// Code points 3, 5, 7 and a lease of 2 s.
+    fn default() -> Self {
+        Self::new(CodePoints::DEFAULT, 2000)
+    }
+}
+
+/// When the first packet of a receive epoch was dropped, in one word so that it changes at once.
+///
+/// The lower 31 bits are the receive epoch, so that a stamp of an earlier epoch is recognised; the upper 33
+/// bits are monotonic time in units of 2^20 ns (1.05 ms), which come round in 104 days: elapsed time is
+/// taken modulo that. 0 means "none yet".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct DropStamp(u64);
+
+impl DropStamp {
+    const TICK_SHIFT: u32 = 20;
+    const EPOCH_BITS: u32 = 31;
+    const EPOCH_MASK: u64 = (1 << Self::EPOCH_BITS) - 1;
+
+    /// A drop in receive epoch `epoch` at the monotonic time `now_ns`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(epoch: u32, now_ns: u64) -> Self {
+        Self((epoch as u64 & Self::EPOCH_MASK) | ((now_ns >> Self::TICK_SHIFT) << Self::EPOCH_BITS))
+    }
+
+    /// The stamp as it stands in the map.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The stamp as it is to stand in the map.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Nanoseconds (to within 1.05 ms) from this first drop to the drop `now`; `None` when this stamp is
+    /// none or of another epoch, and `now` is the first drop.
+    #[inline(always)]
+    #[must_use]
+    pub const fn elapsed_ns(self, now: Self) -> Option<u64> {
+        if self.0 == 0 || (self.0 ^ now.0) & Self::EPOCH_MASK != 0 {
+            return None;
+        }
+        let ticks = now.0.wrapping_sub(self.0) >> Self::EPOCH_BITS;
+        Some(ticks << Self::TICK_SHIFT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn elapsed_time_is_right_to_a_tick() {
+        let first = DropStamp::new(7, 5_000 * MS);
+        let elapsed = first.elapsed_ns(DropStamp::new(7, 5_150 * MS)).unwrap();
+        assert!(elapsed.abs_diff(150 * MS) <= 1 << 20, "{elapsed}");
+    }
+
+    #[test]
+    fn a_stamp_of_another_epoch_is_none() {
+        assert_eq!(DropStamp::default().elapsed_ns(DropStamp::new(0, 9)), None);
+        assert_eq!(DropStamp::new(6, 100 * MS).elapsed_ns(DropStamp::new(7, 9_000 * MS)), None);
+    }
+
+    #[test]
+    fn time_may_come_round() {
+        let first = DropStamp::new(7, (1 << 53) - (1 << 20));
+        assert_eq!(first.elapsed_ns(DropStamp::new(7, 1 << 53)), Some(1 << 20));
+    }
+
+    #[test]
+    fn config_has_no_hidden_bytes() {
+        assert_eq!(size_of::<Config>(), 16);
+    }
+}

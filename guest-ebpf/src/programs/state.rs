@@ -1,0 +1,70 @@
+//! The state word as the programs see it, and the one change they make to it: self-advance.
+
+use core::arch::asm;
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::TcContext};
+use aya_log_ebpf::info;
+use unasnap_guest_ebpf::{Counter, StateWord, layout::DropStamp};
+
+use crate::maps::{FIRST_DROP, STATE, count, future_lease_ns};
+
+/// The word; {0, 0, off} where there is none, which lets every packet through that an idle member would.
+#[inline(always)]
+pub fn load() -> StateWord {
+    match STATE.get_ptr(0) {
+        // SAFETY: the pointer is to an aligned u64 of the map; a volatile load is one 64-bit load.
+        Some(bits) => StateWord::from_bits(unsafe { bits.read_volatile() }),
+        None => StateWord::default(),
+    }
+}
+
+/// Called at every drop. The first one of a receive epoch is remembered; one that comes later than the
+/// lease after it advances the member (protocol.md section 4): peers have cut long ago and nobody tells
+/// this member to, so whoever should have is dead.
+#[inline(always)]
+pub fn dropped(ctx: &TcContext, word: StateWord) {
+    let Some(stamp) = FIRST_DROP.get_ptr_mut(0) else { return };
+    // SAFETY: the helper has no preconditions.
+    let now = DropStamp::new(word.receive(), unsafe { bpf_ktime_get_ns() });
+    // SAFETY: an aligned u64 of the map, one 64-bit load.
+    let first = DropStamp::from_bits(unsafe { stamp.read_volatile() });
+    match first.elapsed_ns(now) {
+        // SAFETY: one 64-bit store. Two CPUs may both store a first stamp; they differ by the race's length.
+        None => unsafe { stamp.write_volatile(now.bits()) },
+        Some(elapsed) if elapsed > future_lease_ns() && advance(word) => {
+            // SAFETY: as above.
+            unsafe { stamp.write_volatile(DropStamp::default().bits()) };
+            count(Counter::SelfAdvanced);
+            info!(ctx, "advanced by itself from epoch {}", word.receive());
+        }
+        Some(_) => {}
+    }
+}
+
+/// One compare-and-swap; `false` when the word is no longer the one that dropped the packet.
+#[inline(always)]
+fn advance(word: StateWord) -> bool {
+    let Some(bits) = STATE.get_ptr_mut(0) else { return false };
+    // SAFETY: an aligned u64 of the map.
+    let found = unsafe { compare_and_swap(bits, word.bits(), word.self_advanced().bits()) };
+    found == word.bits()
+}
+
+/// `core` has no compare-and-swap for this target, which learned it late (BPF v3, Linux 5.12).
+///
+/// # Safety
+/// `at` is an aligned `u64` in a map value.
+#[inline(always)]
+unsafe fn compare_and_swap(at: *mut u64, expected: u64, new: u64) -> u64 {
+    let found;
+    // SAFETY: the instruction touches only the eight bytes at `at`, which the caller vouches for.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({at} + 0, r0, {new})",
+            at = in(reg) at,
+            new = in(reg) new,
+            inlateout("r0") expected => found,
+        );
+    }
+    found
+}
