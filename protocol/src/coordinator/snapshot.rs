@@ -231,10 +231,8 @@ impl Snapshot {
     /// Before the cut and until COMMIT a member without a host cannot finish in time, except that
     /// one that has cut goes on saving by itself and reports when it is connected again.
     fn on_host_lost(&mut self, vm: &Name) {
-        let needed = self.awaited.contains(vm)
-            || matches!(self.state, State::Preparing | State::Arming | State::Taking);
         match self.state {
-            State::Preparing | State::Arming | State::Taking if needed && self.members.contains_key(vm) => {
+            State::Preparing | State::Arming | State::Taking if self.members.contains_key(vm) => {
                 let text =
                     format!("{vm}: the connection to its host broke; look at the host agent's log there");
                 self.abort(Failure::new(FailureKind::HostLost, self.phase(), text));
