@@ -1,2 +1,116 @@
-//! Skeleton.
-fn main() {}
+//! `unasnap-ring`: the workloads that run inside member VMs.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use serde_json::json;
+use unasnap_tests::meter::announce;
+use unasnap_tests::ring::{manager, node};
+use unasnap_tests::stream;
+
+/// Workloads whose outcome tells whether a restore lost or doubled anything.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Manage a ring: wait for its nodes, start them, print the result
+    Manager {
+        /// Address to listen on
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Nodes to wait for
+        #[arg(long)]
+        nodes: u64,
+        /// Number of the last token
+        #[arg(long)]
+        tokens: u64,
+        /// What the run is called in its result
+        #[arg(long, default_value = "")]
+        label: String,
+        /// Append tokens, seconds, label and date to this file
+        #[arg(long)]
+        csv: Option<PathBuf>,
+        /// Steps of floating-point work per token
+        #[arg(long, default_value_t = 100)]
+        work: u32,
+    },
+    /// Be a node of a ring
+    Node {
+        /// The manager's address
+        #[arg(long)]
+        manager: SocketAddr,
+        /// Address to listen on for the predecessor
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Unique name; the ring's order is the order of the names
+        #[arg(long)]
+        name: String,
+    },
+    /// One busy TCP stream with every byte checked
+    #[command(subcommand)]
+    Stream(Stream),
+}
+
+#[derive(Subcommand)]
+enum Stream {
+    /// Answer blocks
+    Serve {
+        /// Address to listen on
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// Send blocks for ever
+    Run {
+        /// The server's address
+        #[arg(long)]
+        connect: SocketAddr,
+        /// Bytes per block
+        #[arg(long, default_value_t = 16384)]
+        block: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    let (tag, who) = match &command {
+        Command::Manager { .. } => ("RING-FAILED", "manager".to_owned()),
+        Command::Node { name, .. } => ("RING-FAILED", name.clone()),
+        Command::Stream(Stream::Serve { .. }) => ("STREAM-FAILED", "serve".to_owned()),
+        Command::Stream(Stream::Run { .. }) => ("STREAM-FAILED", "run".to_owned()),
+    };
+    match execute(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            announce(tag, &json!({"name": who, "reason": format!("{error:#}")}));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    match command {
+        Command::Manager { listen, nodes, tokens, label, csv, work } => {
+            let config = manager::RunConfig { nodes, tokens, work, label, csv };
+            let result = manager::run(&bind(listen)?, &config)?;
+            announce("RING-RESULT", &serde_json::to_value(result).context("encoding the result")?);
+        }
+        Command::Node { manager, listen, name } => {
+            node::run(&node::NodeConfig { manager, listen, name })?;
+        }
+        Command::Stream(Stream::Serve { listen }) => stream::serve(&bind(listen)?)?,
+        Command::Stream(Stream::Run { connect, block }) => stream::run(connect, block)?,
+    }
+    Ok(())
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("listening on {address}"))
+}

@@ -1,0 +1,12 @@
+//! Workloads that run inside member VMs, and whose outcome tells whether a restore lost or doubled anything.
+//!
+//! - [`ring`]: the published RCPBT. A numbered token goes round a ring of nodes over persistent TCP.
+//! - [`stream`]: one busy request/response TCP stream, every byte checked. It is the control experiment: without
+//!   colouring a restored stream hangs for ever, and this program shows that as no progress.
+//!
+//! Neither has an application time-out or reconnects: a broken TCP connection must be seen, not healed.
+
+pub mod meter;
+pub mod net;
+pub mod ring;
+pub mod stream;
