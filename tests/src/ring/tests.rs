@@ -88,19 +88,19 @@ fn broken_ring(at: u64, fault: fn(Frame, &mut Vec<Frame>)) -> String {
 
 #[test]
 fn a_doubled_token_is_noticed_by_the_next_node() {
-    let error = broken_ring(31, |frame, out| out.extend([frame, frame]));
-    assert!(error.contains("node a: expected token 34, got 31: a token was doubled"), "{error}");
+    let error = broken_ring(33, |frame, out| out.extend([frame, frame]));
+    assert!(error.contains("node a: expected token 36, got 33: a token was doubled"), "{error}");
 }
 
 #[test]
 fn a_token_that_skips_a_round_is_noticed_as_lost() {
-    let error = broken_ring(31, |frame, out| out.push(Frame { number: frame.number + 3, ..frame }));
-    assert!(error.contains("node a: expected token 31, got 34: a token was lost"), "{error}");
+    let error = broken_ring(33, |frame, out| out.push(Frame { number: frame.number + 3, ..frame }));
+    assert!(error.contains("node a: expected token 33, got 36: a token was lost"), "{error}");
 }
 
 #[test]
 fn a_changed_value_is_noticed_at_the_end() {
-    let error = broken_ring(31, |frame, out| out.push(Frame { value: frame.value * 0.5, ..frame }));
+    let error = broken_ring(33, |frame, out| out.push(Frame { value: frame.value * 0.5, ..frame }));
     assert!(error.contains("expected 100 and"), "{error}");
 }
 
