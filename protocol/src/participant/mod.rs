@@ -128,15 +128,6 @@ impl Participant {
         Self { state: State::Idle, running: None, mailbox: None, term: 0, incarnation, commands: Vec::new() }
     }
 
-    /// A member whose local snapshot was durable when its host agent went away: it waits for COMMIT or ABORT.
-    #[must_use]
-    pub fn undecided(envelope: Envelope, cut: CutReport, saved: SavedReport) -> Self {
-        let mut participant = Self::new(envelope.incarnation);
-        participant.term = envelope.term;
-        participant.state = State::Saved { envelope, cut, saved };
-        participant
-    }
-
     /// Envelope of the snapshot or restore that is under way.
     #[must_use]
     pub fn open(&self) -> Option<&Envelope> {

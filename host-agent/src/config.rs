@@ -1,0 +1,75 @@
+//! `host.toml`: what the host agent needs to know about its host.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use unasnap_protocol::name::Name;
+
+/// The file as the operator writes it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of this host; its certificate says the same.
+    pub name: Name,
+    /// Address and port of the coordinator.
+    pub coordinator: String,
+    /// Where VM instances and snapshots are kept; created when missing.
+    pub state_dir: PathBuf,
+    /// Folder of VM definitions, one TOML file each.
+    pub vm_dir: PathBuf,
+    /// Certificates.
+    pub tls: Tls,
+    /// `auto`, `kvm` or `tcg`.
+    #[serde(default)]
+    pub accel: crate::hypervisor::Accel,
+    /// `auto` or the name of a way to take RAM.
+    #[serde(default)]
+    pub ram_way: crate::hypervisor::RamChoice,
+    /// MiB that snapshots leave free on their file system.
+    #[serde(default = "default_reserve")]
+    pub reserve_mb: u64,
+}
+
+/// Paths of the certificates of this host.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The cluster's CA.
+    pub ca: PathBuf,
+    /// This host's certificate.
+    pub cert: PathBuf,
+    /// Its private key; readable by its owner only.
+    pub key: PathBuf,
+}
+
+fn default_reserve() -> u64 {
+    256
+}
+
+impl Config {
+    /// Reads and checks the file; relative paths in it are relative to its folder.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not TOML, or names something that does not exist.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("the configuration {} cannot be read", path.display()))?;
+        let mut config: Self =
+            toml::from_str(&text).with_context(|| format!("the configuration {} is wrong", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let Tls { ca, cert, key } = &mut config.tls;
+        for entry in [&mut config.state_dir, &mut config.vm_dir, ca, cert, key] {
+            *entry = std::path::absolute(folder.join(&*entry))?;
+        }
+        if !config.vm_dir.is_dir() {
+            bail!(
+                "vm_dir {} is not a folder: create it and put one TOML file per VM in it",
+                config.vm_dir.display()
+            );
+        }
+        std::fs::create_dir_all(&config.state_dir)
+            .with_context(|| format!("state_dir {} cannot be created", config.state_dir.display()))?;
+        Ok(config)
+    }
+}

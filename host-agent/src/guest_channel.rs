@@ -1,0 +1,207 @@
+//! Host agent -> guest agent: one request at a time over the VM's virtio-serial port.
+//!
+//! Every wait is bounded. A request that was given up may still be answered later: its sequence tells
+//! that the answer is not the one waited for. Sequences begin at the clock's nanoseconds, so that the
+//! answer to a request of an earlier host agent is not mistaken either.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+use unasnap_protocol::control::{Failure, FailureKind, Phase};
+use unasnap_protocol::frame::{Decoder, MAX_GUEST_PAYLOAD};
+use unasnap_protocol::guest::{
+    Epoch, Flip, GuestReply, GuestRequest, Identity, Prefix, ReplyHead, RequestHead, SetMembers, StartHooks, WordState,
+};
+
+use crate::clock::unix_ns;
+
+/// How long a guest may take to answer; an emulated, busy one needs some milliseconds.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why the guest agent did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The port cannot be opened.
+    #[error("the guest channel {path} cannot be opened ({source}); is the VM's process alive?")]
+    Unreachable {
+        /// The socket of the port.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// No answer in time.
+    #[error("the guest agent did not answer {request} in {} ms; is unasnap-guest running in the VM?", limit.as_millis())]
+    Silent {
+        /// Name of the request.
+        request: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The word stands elsewhere.
+    #[error("the member's word stands at send {} receive {}: it has advanced by itself or was never prepared", .0.send, .0.receive)]
+    Late(WordState),
+    /// The guest says why not.
+    #[error("the guest agent refused {request}: {why}")]
+    Refused {
+        /// Name of the request.
+        request: &'static str,
+        /// Its words.
+        why: String,
+    },
+}
+
+impl GuestError {
+    /// As it goes to the coordinator.
+    #[must_use]
+    pub fn during(&self, phase: Phase) -> Failure {
+        let kind = if matches!(self, Self::Late(_)) { FailureKind::LateCut } else { FailureKind::GuestAgent };
+        Failure::new(kind, phase, self.to_string())
+    }
+}
+
+/// The channel to one VM's guest agent. It opens itself when it is needed.
+#[derive(Debug)]
+pub struct GuestChannel {
+    path: PathBuf,
+    incarnation: u64,
+    sequence: u64,
+    stream: Option<UnixStream>,
+    decoder: Decoder,
+}
+
+impl GuestChannel {
+    /// A channel over the socket at `path`; nothing is opened yet.
+    #[must_use]
+    pub fn new(path: PathBuf, incarnation: u64) -> Self {
+        let decoder = Decoder::resync(MAX_GUEST_PAYLOAD);
+        Self { path, incarnation, sequence: unix_ns(), stream: None, decoder }
+    }
+
+    /// The VM behind the socket is a new one: what was read from the old one is forgotten.
+    pub fn reset(&mut self, incarnation: u64) {
+        *self = Self::new(std::mem::take(&mut self.path), incarnation);
+    }
+
+    /// Who is there?
+    ///
+    /// # Errors
+    /// See [`GuestError`]; so for all requests.
+    pub async fn identify(&mut self) -> Result<Identity, GuestError> {
+        match self.ask(GuestRequest::Identify(())).await? {
+            GuestReply::Identity(identity) => Ok(identity),
+            other => Err(unexpected("Identify", &other)),
+        }
+    }
+
+    /// Replaces the member table; the lease and the code points are protocol.md's defaults.
+    pub async fn set_members(&mut self, members: SetMembers) -> Result<(), GuestError> {
+        self.done(GuestRequest::SetMembers(members)).await
+    }
+
+    /// Sets the word, whatever it was.
+    pub async fn set_word(&mut self, word: WordState) -> Result<(), GuestError> {
+        self.done(GuestRequest::SetWord(word)).await
+    }
+
+    /// From now on uncoloured packets from members are dropped.
+    pub async fn set_strict(&mut self, epoch: Epoch) -> Result<(), GuestError> {
+        self.done(GuestRequest::SetStrict(epoch)).await
+    }
+
+    /// The send half.
+    pub async fn flip_send(&mut self, from: Epoch) -> Result<(), GuestError> {
+        self.done(GuestRequest::FlipSend(Flip { from, to: from + 1 })).await
+    }
+
+    /// The receive half.
+    pub async fn flip_receive(&mut self, from: Epoch) -> Result<(), GuestError> {
+        self.done(GuestRequest::FlipReceive(Flip { from, to: from + 1 })).await
+    }
+
+    /// Fails unless programs, maps and word are as they must be.
+    pub async fn self_check(&mut self) -> Result<(), GuestError> {
+        match self.ask(GuestRequest::SelfCheck(())).await? {
+            GuestReply::Health(problems) if problems.is_empty() => Ok(()),
+            GuestReply::Health(problems) => {
+                Err(GuestError::Refused { request: "SelfCheck", why: problems.join("; ") })
+            }
+            other => Err(unexpected("SelfCheck", &other)),
+        }
+    }
+
+    /// What a restored guest cannot know by itself.
+    pub async fn start_hooks(&mut self, hooks: StartHooks) -> Result<(), GuestError> {
+        self.done(GuestRequest::StartHooks(hooks)).await
+    }
+
+    async fn done(&mut self, request: GuestRequest) -> Result<(), GuestError> {
+        let name = request.name();
+        match self.ask(request).await? {
+            GuestReply::Done(()) | GuestReply::Word(_) => Ok(()),
+            other => Err(unexpected(name, &other)),
+        }
+    }
+
+    async fn ask(&mut self, request: GuestRequest) -> Result<GuestReply, GuestError> {
+        let name = request.name();
+        self.sequence += 1;
+        let head = RequestHead { sequence: self.sequence, incarnation: self.incarnation };
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let answer = timeout_at(deadline, self.exchange(&request.encode(&head))).await;
+        let reply = match answer {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(source)) => {
+                self.stream = None;
+                return Err(GuestError::Unreachable { path: self.path.clone(), source });
+            }
+            Err(_) => return Err(GuestError::Silent { request: name, limit: ANSWER_LIMIT }),
+        };
+        match reply {
+            GuestReply::Late(word) => Err(GuestError::Late(word)),
+            GuestReply::Failed(why) => Err(GuestError::Refused { request: name, why }),
+            GuestReply::OldIncarnation(newest) => {
+                let why = format!("incarnation {} has ended; the guest has seen {newest}", self.incarnation);
+                Err(GuestError::Refused { request: name, why })
+            }
+            reply => Ok(reply),
+        }
+    }
+
+    async fn exchange(&mut self, frame: &[u8]) -> std::io::Result<GuestReply> {
+        if self.stream.is_none() {
+            self.decoder = Decoder::resync(MAX_GUEST_PAYLOAD);
+            self.stream = Some(UnixStream::connect(&self.path).await?);
+        }
+        let Self { stream: Some(stream), decoder, sequence, .. } = self else {
+            return Err(std::io::ErrorKind::NotConnected.into());
+        };
+        stream.write_all(frame).await?;
+        let mut buffer = [0; 4096];
+        loop {
+            while let Ok(Some(frame)) = decoder.next_frame() {
+                match GuestReply::decode(&frame) {
+                    Ok((ReplyHead { sequence: answered }, reply)) if answered == *sequence => return Ok(reply),
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(%error, "the guest agent sent something else than a reply"),
+                }
+            }
+            match stream.read(&mut buffer).await? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                count => decoder.push(&buffer[..count]),
+            }
+        }
+    }
+}
+
+fn unexpected(request: &'static str, reply: &GuestReply) -> GuestError {
+    GuestError::Refused { request, why: format!("it answered {}, which is no answer to that", reply.name()) }
+}
+
+/// Protocol.md's defaults around the members of a deployment.
+#[must_use]
+pub fn member_table(prefixes: Vec<Prefix>) -> SetMembers {
+    SetMembers { prefixes, code_points: [3, 5, 7], future_lease_ms: 2000 }
+}

@@ -1,0 +1,141 @@
+//! The connection to the coordinator: made by the host, kept up for ever, lost without harm.
+//!
+//! Orders go to the members, their answers come back here. While there is no connection answers wait,
+//! and go out after the next welcome.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
+use unasnap_channel::{Connection, Identity};
+use unasnap_protocol::control::{
+    Answer, CoordinatorSession, Envelope, Failure, FailureKind, Hello, HostSession, Inventory, Order, ToHost, Undecided,
+};
+use unasnap_protocol::frame::Frame;
+use unasnap_protocol::participant::phase_of;
+use unasnap_protocol::PROTOCOL_VERSION;
+
+use crate::config::Config;
+use crate::member::Members;
+use crate::store::Store;
+
+/// Between two attempts to connect.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// For the coordinator's answer to the hello.
+const WELCOME_LIMIT: Duration = Duration::from_secs(5);
+/// Silence after which the coordinator counts as gone.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What connects this host's members to the coordinator.
+pub struct Link {
+    /// Of this host.
+    pub config: Config,
+    /// Who we are to the coordinator.
+    pub identity: Identity,
+    /// To whom orders go.
+    pub members: Members,
+    /// Where undecided snapshots lie.
+    pub store: Store,
+    /// What members answer.
+    pub answers: mpsc::UnboundedReceiver<(Envelope, Answer)>,
+}
+
+impl Link {
+    /// Connects again and again.
+    pub async fn run(mut self) {
+        let mut told = String::new();
+        loop {
+            if let Err(error) = self.session().await {
+                // The same reason every half second would bury the log.
+                let text = format!("{error:#}");
+                if text != told {
+                    tracing::warn!("no connection to the coordinator: {text}");
+                    told = text;
+                }
+            }
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
+    async fn session(&mut self) -> Result<()> {
+        let address = self.config.coordinator.clone();
+        let mut connection = unasnap_channel::connect(&address, &self.identity).await?;
+        connection.send(&HostSession::Hello(self.hello()).encode(&())).await?;
+        let first = timeout(WELCOME_LIMIT, connection.recv())
+            .await
+            .with_context(|| format!("the coordinator at {address} did not answer the hello in 5 s"))??;
+        let welcome = match first.map(|frame| ToHost::decode(&frame)).transpose()? {
+            Some(ToHost::Session(CoordinatorSession::Welcome(welcome))) => welcome,
+            Some(ToHost::Session(CoordinatorSession::Goodbye(why))) => bail!("the coordinator refuses this host: {why}"),
+            _ => bail!("the coordinator at {address} closed the connection instead of welcoming this host"),
+        };
+        tracing::info!(term = welcome.term, "connected to the coordinator at {address}");
+        self.serve(connection).await
+    }
+
+    async fn serve(&mut self, connection: Connection) -> Result<()> {
+        let (mut reader, mut writer) = connection.split();
+        let mut tick = interval(Duration::from_secs(1));
+        let mut heard = Instant::now();
+        loop {
+            tokio::select! {
+                frame = reader.recv() => {
+                    let Some(frame) = frame? else { bail!("the coordinator closed the connection") };
+                    heard = Instant::now();
+                    if let Some((envelope, refusal)) = self.dispatch(&frame)? {
+                        writer.send(&refusal.encode(&envelope)).await?;
+                    }
+                }
+                Some((envelope, answer)) = self.answers.recv() => writer.send(&answer.encode(&envelope)).await?,
+                _ = tick.tick() => writer.send(&HostSession::Inventory(self.inventory()).encode(&())).await?,
+                () = sleep_until(heard + SILENCE_LIMIT) => bail!("the coordinator was silent for 5 s"),
+            }
+        }
+    }
+
+    fn dispatch(&self, frame: &Frame) -> Result<Option<(Envelope, Answer)>> {
+        match ToHost::decode(frame)? {
+            ToHost::Session(CoordinatorSession::Goodbye(why)) => bail!("the coordinator said goodbye: {why}"),
+            ToHost::Session(_) => Ok(None),
+            ToHost::Member(envelope, order) => Ok(self.deliver(envelope, order)),
+        }
+    }
+
+    fn deliver(&self, envelope: Envelope, order: Order) -> Option<(Envelope, Answer)> {
+        tracing::info!(vm = %envelope.vm, snapshot = %envelope.snapshot, epoch = envelope.epoch, order = order.name());
+        if let Some(member) = self.members.get(&envelope.vm) {
+            member.order(envelope, order);
+            return None;
+        }
+        let text = format!("host {} has no VM of this name; look at its vm_dir", self.config.name);
+        let failure = Failure::new(FailureKind::VmNotRunning, phase_of(&order), text);
+        Some((envelope, Answer::Refused(failure)))
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            protocol: (PROTOCOL_VERSION, PROTOCOL_VERSION),
+            host: self.config.name.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            inventory: self.inventory(),
+            undecided: self.undecided(),
+        }
+    }
+
+    fn inventory(&self) -> Inventory {
+        let vms = self.members.values().map(|member| member.standing().report).collect();
+        Inventory { vms, free_bytes: self.store.free_bytes() }
+    }
+
+    /// Snapshots that members hold open, and those that an earlier run of this agent left in the store.
+    fn undecided(&self) -> Vec<Undecided> {
+        let mut open: Vec<_> = self.members.values().filter_map(|member| member.standing().undecided).collect();
+        for left in self.store.undecided() {
+            if !open.iter().any(|known| known.envelope.same_course(&left.envelope)) {
+                open.push(left);
+            }
+        }
+        open
+    }
+}

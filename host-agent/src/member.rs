@@ -1,0 +1,194 @@
+//! The shell around one VM's [`Participant`]: one task that owns it, one `select!`, no shared state.
+//!
+//! Jobs are futures of [`Works`]; each is bounded by [`limit`]. Saving runs beside them and ends when
+//! it is dropped, which is how an abort stops it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Order, Phase, SavedReport, Undecided, VmReport};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::participant::{Command, Event, Job, Outcome, Participant, Step};
+
+use crate::works::Works;
+
+/// How often a member looks at its VM.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+type Pending<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+
+/// What the rest of the host agent sees of a member.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    orders: mpsc::Sender<(Envelope, Order)>,
+    standing: watch::Receiver<Standing>,
+}
+
+/// All members of this host.
+pub type Members = BTreeMap<Name, Handle>;
+
+/// A member at one moment.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// For the inventory.
+    pub report: VmReport,
+    /// The snapshot that is under way, after its cut.
+    pub undecided: Option<Undecided>,
+}
+
+impl Handle {
+    /// Hands an order over; a member whose mailbox is full (a flood) loses it, as a network might.
+    pub fn order(&self, envelope: Envelope, order: Order) {
+        if let Err(error) = self.orders.try_send((envelope, order)) {
+            tracing::warn!(%error, "a member cannot take more orders; this one is dropped");
+        }
+    }
+
+    /// The member as it stood a second ago at most.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
+    }
+}
+
+/// Starts the task of one member; it ends when the handle is dropped.
+pub async fn start(works: Arc<Works>, answers: mpsc::UnboundedSender<(Envelope, Answer)>) -> Handle {
+    let (order_sender, orders) = mpsc::channel(64);
+    let standing = Standing { report: works.report().await, undecided: None };
+    let (standing_sender, standing) = watch::channel(standing);
+    let participant = Participant::new(works.incarnation().await);
+    let member = Member { participant, works, answers, job: None, saving: None, looking: None, wake: None, standing: standing_sender };
+    tokio::spawn(member.run(orders));
+    Handle { orders: order_sender, standing }
+}
+
+struct Member {
+    participant: Participant,
+    works: Arc<Works>,
+    answers: mpsc::UnboundedSender<(Envelope, Answer)>,
+    job: Pending<Result<Outcome, Failure>>,
+    saving: Pending<Result<SavedReport, Failure>>,
+    looking: Pending<VmReport>,
+    wake: Option<Instant>,
+    standing: watch::Sender<Standing>,
+}
+
+impl Member {
+    async fn run(mut self, mut orders: mpsc::Receiver<(Envelope, Order)>) {
+        let mut look = interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let event = tokio::select! {
+                biased;
+                order = orders.recv() => match order {
+                    Some((envelope, order)) => Event::Order(envelope, order),
+                    None => return,
+                },
+                result = ended(&mut self.job) => Event::JobDone(result),
+                result = ended(&mut self.saving) => Event::SaveDone(result),
+                () = until(self.wake) => Event::Deadline,
+                report = ended(&mut self.looking) => {
+                    self.show(report);
+                    continue;
+                }
+                // A VM in the middle of a job is not asked how it is.
+                _ = look.tick(), if self.job.is_none() && self.looking.is_none() => {
+                    let works = self.works.clone();
+                    self.looking = Some(Box::pin(async move { works.report().await }));
+                    continue;
+                }
+            };
+            if matches!(event, Event::Deadline) {
+                self.wake = None;
+            }
+            for command in self.participant.handle(event) {
+                self.carry_out(command);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Answer(envelope, answer) => {
+                tracing::info!(vm = %envelope.vm, snapshot = %envelope.snapshot, answer = answer.name());
+                // The receiver lives as long as the process.
+                let _ = self.answers.send((envelope, answer));
+            }
+            Command::Do(job) => {
+                if job.step == Step::Undo {
+                    self.saving = None;
+                }
+                // The question how the VM is must not stand in the way of the cut.
+                self.looking = None;
+                self.job = Some(Box::pin(bounded(self.works.clone(), job)));
+            }
+            Command::Save(envelope) => {
+                let works = self.works.clone();
+                self.saving = Some(Box::pin(async move { works.save(&envelope).await }));
+            }
+            Command::WakeAfter(after) => self.wake = after.map(|after| Instant::now() + after),
+        }
+    }
+
+    fn show(&self, report: VmReport) {
+        let undecided = self
+            .participant
+            .open()
+            .filter(|_| self.saving.is_some() || self.participant.is_saved())
+            .map(|envelope| Undecided { envelope: envelope.clone(), saved: self.participant.is_saved() });
+        self.standing.send_replace(Standing { report, undecided });
+    }
+}
+
+/// The result of a pending future, taken out; waits for ever when there is none.
+async fn ended<T>(pending: &mut Pending<T>) -> T {
+    match pending {
+        Some(future) => {
+            let result = future.await;
+            *pending = None;
+            result
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => sleep_until(wake).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn bounded(works: Arc<Works>, job: Job) -> Result<Outcome, Failure> {
+    let (limit, phase) = limit(&job.step);
+    let vm = job.envelope.vm.clone();
+    match timeout(limit, works.carry_out(job)).await {
+        Ok(result) => result,
+        Err(_) => {
+            let text = format!("the host agent gave {vm} up after {} s", limit.as_secs());
+            Err(Failure::new(FailureKind::TimedOut, phase, text))
+        }
+    }
+}
+
+/// How long each step may take, and the phase it belongs to.
+fn limit(step: &Step) -> (Duration, Phase) {
+    let (seconds, phase) = match step {
+        Step::Prepare(_) => (12, Phase::Prepare),
+        Step::Arm => (3, Phase::Arm),
+        Step::Cut => (4, Phase::Take),
+        Step::Clear => (3, Phase::Clear),
+        Step::Commit => (8, Phase::Commit),
+        Step::Undo => (8, Phase::Abort),
+        Step::Poll => (120, Phase::Poll),
+        Step::Restore(_) => (280, Phase::Restore),
+        Step::Start => (25, Phase::Start),
+        Step::Delete => (60, Phase::Delete),
+    };
+    (Duration::from_secs(seconds), phase)
+}
