@@ -8,10 +8,11 @@ pub const SEED: f64 = 0.5;
 /// The computation one hop does: `iterations` steps of a chaotic map, kicked by the token's number.
 ///
 /// Only additions, multiplications and one division: these round the same way on every machine. The map is chaotic, so
-/// a hop that is skipped or done twice changes every digit of what follows. Stays within (0, 1).
+/// a hop that is skipped or done twice changes every digit of what follows. A value within (0, 1) stays there, and is
+/// never clamped: a clamp would forget what came before.
 pub fn hop(value: f64, token: u64, iterations: u32) -> f64 {
     let kick = 1.0 / (token as f64 + 2.0);
-    let mut x = 0.5 * (value + kick).clamp(0.001, 0.999);
+    let mut x = 0.5 * (value + kick);
     for _ in 0..iterations {
         x = 3.999 * x * (1.0 - x);
     }
