@@ -317,9 +317,9 @@ messages! {
         /// Is everything here to restore this snapshot?
         32 => Poll(()),
         /// Destroy the old instance, load the snapshot, leave it paused.
-        33 => Restore(Vec<Prefix>),
-        /// Resume.
-        34 => Start(()),
+        33 => Restore(()),
+        /// Resume. The body lists the addresses of all members.
+        34 => Start(Vec<Prefix>),
         /// Remove the files of this snapshot.
         40 => Delete(()),
     }

@@ -134,8 +134,8 @@ impl Restore {
     pub fn order_again(&self) -> Option<Order> {
         match self.state {
             State::Polling => Some(Order::Poll(())),
-            State::Loading => Some(Order::Restore(self.addresses.clone())),
-            State::Starting => Some(Order::Start(())),
+            State::Loading => Some(Order::Restore(())),
+            State::Starting => Some(Order::Start(self.addresses.clone())),
             State::Done => None,
         }
     }
@@ -160,9 +160,11 @@ impl Restore {
         match self.state {
             State::Polling => {
                 self.commands.push(Command::Journal(Decision::Loading));
-                self.enter(State::Loading, &Order::Restore(self.addresses.clone()), self.limits.load);
+                self.enter(State::Loading, &Order::Restore(()), self.limits.load);
             }
-            State::Loading => self.enter(State::Starting, &Order::Start(()), self.limits.start),
+            State::Loading => {
+                self.enter(State::Starting, &Order::Start(self.addresses.clone()), self.limits.start)
+            }
             State::Starting => {
                 self.state = State::Done;
                 self.commands.push(Command::Journal(Decision::Started));

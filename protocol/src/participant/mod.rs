@@ -55,9 +55,9 @@ pub enum Step {
     /// Check the files of this snapshot.
     Poll,
     /// Destroy the old instance, load the snapshot, leave it paused.
-    Restore(Vec<Prefix>),
-    /// Resume; word := {e, e, off}; guest hooks.
-    Start,
+    Restore,
+    /// Resume; word := {e, e, off}; set members; guest hooks.
+    Start(Vec<Prefix>),
     /// Remove the files of this snapshot.
     Delete,
 }
@@ -181,7 +181,7 @@ impl Participant {
     /// Terms and incarnations fence orders of a dead coordinator and of before a restore.
     fn staleness(&self, envelope: &Envelope, order: &Order) -> Option<Failure> {
         let restoring =
-            matches!(order, Order::Poll(()) | Order::Restore(_) | Order::Start(()) | Order::Delete(()));
+            matches!(order, Order::Poll(()) | Order::Restore(()) | Order::Start(_) | Order::Delete(()));
         let text = if envelope.term < self.term {
             format!("coordinator term {} has ended; term {} leads now", envelope.term, self.term)
         } else if envelope.incarnation < self.incarnation && !matches!(order, Order::Delete(())) {
@@ -201,8 +201,8 @@ impl Participant {
             Order::Take(()) => self.on_take(envelope),
             Order::Clear(()) => self.on_clear(envelope),
             Order::Commit(()) | Order::Abort(_) => self.on_decision(envelope, &order),
-            Order::Restore(members) => self.on_restore(envelope, members),
-            Order::Start(()) => self.on_start(envelope),
+            Order::Restore(()) => self.on_restore(envelope),
+            Order::Start(members) => self.on_start(envelope, members),
             Order::Poll(()) | Order::Delete(()) => self.start(Job { envelope, step: step_of(&order) }),
         }
     }
@@ -281,30 +281,30 @@ impl Participant {
         }
     }
 
-    fn on_restore(&mut self, envelope: Envelope, members: Vec<Prefix>) {
+    fn on_restore(&mut self, envelope: Envelope) {
         match &self.state {
             State::Loaded(open) if open.same_course(&envelope) => self.answer(envelope, Answer::Loaded(())),
-            State::Idle | State::Loaded(_) => self.start(Job { envelope, step: Step::Restore(members) }),
+            State::Idle | State::Loaded(_) => self.start(Job { envelope, step: Step::Restore }),
             State::Prepared(open) | State::Armed(open) => {
-                self.undo_before_restore(open.clone(), envelope, members);
+                self.undo_before_restore(open.clone(), envelope);
             }
             State::Saving { envelope: open, .. } | State::Saved { envelope: open, .. } => {
-                self.undo_before_restore(open.clone(), envelope, members);
+                self.undo_before_restore(open.clone(), envelope);
             }
         }
     }
 
     /// The coordinator decides every open snapshot before it restores; one still open here has no
     /// COMMIT and is garbage.
-    fn undo_before_restore(&mut self, open: Envelope, envelope: Envelope, members: Vec<Prefix>) {
-        self.mailbox = Some((envelope, Order::Restore(members)));
+    fn undo_before_restore(&mut self, open: Envelope, envelope: Envelope) {
+        self.mailbox = Some((envelope, Order::Restore(())));
         self.start(Job { envelope: open, step: Step::Undo });
     }
 
-    fn on_start(&mut self, envelope: Envelope) {
+    fn on_start(&mut self, envelope: Envelope, members: Vec<Prefix>) {
         match &self.state {
             State::Loaded(open) if open.same_course(&envelope) => {
-                self.start(Job { envelope, step: Step::Start })
+                self.start(Job { envelope, step: Step::Start(members) })
             }
             State::Idle if self.incarnation == envelope.incarnation => {
                 self.answer(envelope, Answer::Started(Vec::new()));
@@ -358,12 +358,12 @@ impl Participant {
                 Answer::Settled(())
             }
             (Step::Poll, _) => Answer::Ready(()),
-            (Step::Restore(_), _) => {
+            (Step::Restore, _) => {
                 self.incarnation = envelope.incarnation;
                 self.state = State::Loaded(envelope.clone());
                 Answer::Loaded(())
             }
-            (Step::Start, outcome) => {
+            (Step::Start(_), outcome) => {
                 self.state = State::Idle;
                 Answer::Started(match outcome {
                     Outcome::Started(problems) => problems,
@@ -381,8 +381,8 @@ impl Participant {
             // Whatever was half done is undone at once, without waiting for the coordinator's ABORT.
             Step::Prepare(_) | Step::Arm | Step::Cut => self.start(Job { envelope, step: Step::Undo }),
             Step::Undo => self.state = State::Idle,
-            Step::Restore(_) => self.state = State::Idle,
-            Step::Clear | Step::Commit | Step::Poll | Step::Start | Step::Delete => {}
+            Step::Restore => self.state = State::Idle,
+            Step::Clear | Step::Commit | Step::Poll | Step::Start(_) | Step::Delete => {}
         }
     }
 
@@ -455,8 +455,8 @@ fn step_of(order: &Order) -> Step {
         Order::Commit(()) => Step::Commit,
         Order::Abort(_) => Step::Undo,
         Order::Poll(()) => Step::Poll,
-        Order::Restore(members) => Step::Restore(members.clone()),
-        Order::Start(()) => Step::Start,
+        Order::Restore(()) => Step::Restore,
+        Order::Start(members) => Step::Start(members.clone()),
         Order::Delete(()) => Step::Delete,
     }
 }
@@ -472,8 +472,8 @@ pub fn phase_of(order: &Order) -> Phase {
         Order::Commit(()) => Phase::Commit,
         Order::Abort(_) => Phase::Abort,
         Order::Poll(()) => Phase::Poll,
-        Order::Restore(_) => Phase::Restore,
-        Order::Start(()) => Phase::Start,
+        Order::Restore(()) => Phase::Restore,
+        Order::Start(_) => Phase::Start,
         Order::Delete(()) => Phase::Delete,
     }
 }

@@ -45,7 +45,7 @@ fn in_state(state: &str) -> Participant {
         "prepared" => &[Order::Prepare(vec![])],
         "armed" => &[Order::Prepare(vec![]), Order::Arm(())],
         "saving" | "saved" => &[Order::Prepare(vec![]), Order::Arm(()), Order::Take(())],
-        "loaded" => &[Order::Restore(vec![])],
+        "loaded" => &[Order::Restore(())],
         other => panic!("no state {other}"),
     };
     for order in orders {
@@ -116,7 +116,7 @@ fn every_order_in_every_state() {
         ),
         (Order::Poll(()), [&["Ready"]; 6]),
         (
-            Order::Restore(vec![]),
+            Order::Restore(()),
             [
                 &["Loaded"],
                 &["Settled", "Loaded"],
@@ -127,7 +127,7 @@ fn every_order_in_every_state() {
             ],
         ),
         (
-            Order::Start(()),
+            Order::Start(vec![]),
             [&["Started"], &["Refused"], &["Refused"], &["Refused"], &["Refused"], &["Started"]],
         ),
         (Order::Delete(()), [&["Deleted"]; 6]),
@@ -290,8 +290,8 @@ fn a_prepare_whose_predecessor_lost_its_abort_undoes_it_first() {
 fn a_restore_brings_a_new_incarnation_and_fences_the_old_one() {
     let mut participant = in_state("idle");
     let restore = Envelope { incarnation: 2, ..envelope("s1") };
-    assert_eq!(obeyed(&mut participant, restore.clone(), Order::Restore(vec![])), [Answer::Loaded(())]);
-    assert_eq!(obeyed(&mut participant, restore, Order::Start(())), [Answer::Started(vec![])]);
+    assert_eq!(obeyed(&mut participant, restore.clone(), Order::Restore(())), [Answer::Loaded(())]);
+    assert_eq!(obeyed(&mut participant, restore, Order::Start(vec![])), [Answer::Started(vec![])]);
     assert_eq!(participant.incarnation(), 2);
-    assert_eq!(obeyed(&mut participant, envelope("s1"), Order::Restore(vec![]))[0].name(), "Refused");
+    assert_eq!(obeyed(&mut participant, envelope("s1"), Order::Restore(()))[0].name(), "Refused");
 }
