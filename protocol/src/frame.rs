@@ -113,6 +113,13 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Are bytes held that do not make a whole frame yet? Meaningful after [`next_frame`](Self::next_frame)
+    /// has returned `None`.
+    #[must_use]
+    pub fn is_mid_frame(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
     /// The next whole frame; `None` until more bytes are pushed.
     ///
     /// # Errors
