@@ -3,9 +3,11 @@
 //! - [`ring`]: the published RCPBT. A numbered token goes round a ring of nodes over persistent TCP.
 //! - [`stream`]: one busy request/response TCP stream, every byte checked. It is the control experiment: without
 //!   colouring a restored stream hangs for ever, and this program shows that as no progress.
+//! - [`disk`]: a number on a disk that must follow the one in RAM.
 //!
-//! Neither has an application time-out or reconnects: a broken TCP connection must be seen, not healed.
+//! None has an application time-out or reconnects: a broken TCP connection must be seen, not healed.
 
+pub mod disk;
 pub mod meter;
 pub mod net;
 pub mod ring;

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use serde_json::json;
 use unasnap_tests::meter::announce;
 use unasnap_tests::ring::{manager, node};
-use unasnap_tests::stream;
+use unasnap_tests::{disk, stream};
 
 /// Workloads whose outcome tells whether a restore lost or doubled anything.
 #[derive(Parser)]
@@ -57,6 +57,12 @@ enum Command {
     /// One busy TCP stream with every byte checked
     #[command(subcommand)]
     Stream(Stream),
+    /// Count on a disk and check that it holds what was written
+    Disk {
+        /// File or whole disk; its first 4096 bytes are overwritten
+        #[arg(long)]
+        path: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -85,6 +91,7 @@ fn main() -> ExitCode {
         Command::Node { name, .. } => ("RING-FAILED", name.clone()),
         Command::Stream(Stream::Serve { .. }) => ("STREAM-FAILED", "serve".to_owned()),
         Command::Stream(Stream::Run { .. }) => ("STREAM-FAILED", "run".to_owned()),
+        Command::Disk { path } => ("DISK-FAILED", path.display().to_string()),
     };
     match execute(command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -106,6 +113,7 @@ fn execute(command: Command) -> Result<()> {
             node::run(&node::NodeConfig { manager, listen, name })?;
         }
         Command::Stream(Stream::Serve { listen }) => stream::serve(&bind(listen)?)?,
+        Command::Disk { path } => disk::count(&disk::open(&path)?)?,
         Command::Stream(Stream::Run { connect, block }) => stream::run(connect, block)?,
     }
     Ok(())

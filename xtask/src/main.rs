@@ -1,2 +1,59 @@
-//! Skeleton.
-fn main() {}
+//! `cargo xtask`: everything a developer or a new user runs.
+//!
+//! ```text
+//! setup   install what is missing on this machine (says first what that is)
+//! build   release programs, static guest programs, the guests' initramfs
+//! demo    snapshot a running ring on real VMs, kill everything, restore, finish
+//! test    every check there is
+//! ```
+
+mod build;
+mod guest_image;
+mod interrupt;
+mod layout;
+mod process;
+mod setup;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::layout::Layout;
+
+/// Everything a developer or a new user runs
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing on this machine
+    Setup {
+        /// Only say what is missing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Build the release programs and the guests' initramfs
+    Build,
+}
+
+fn main() -> ExitCode {
+    match interrupt::install().and_then(|()| execute(Arguments::parse().command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    let layout = Layout::find()?;
+    match command {
+        Command::Setup { dry_run } => setup::run(&layout, dry_run),
+        Command::Build => build::build(&layout).map(|_| ()),
+    }
+}

@@ -1,0 +1,82 @@
+//! `cargo xtask build`: release programs, static guest programs, and the initramfs with them inside.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::guest_image;
+use crate::layout::{GUEST_TARGET, Layout};
+use crate::process::run;
+use crate::setup;
+
+/// A cold build on two slow cores.
+const PATIENCE: Duration = Duration::from_secs(2400);
+
+/// Packages and programs that run on hosts.
+const HOST: [(&str, &str); 2] = [("unasnap", "unasnap"), ("unasnap-host", "unasnap-host")];
+
+/// Packages and programs that run in guests: static, because an initramfs has no libraries.
+const GUEST: [(&str, &str); 2] = [("unasnap-guest", "unasnap-guest"), ("unasnap-tests", "unasnap-ring")];
+
+/// What VM tests and the demo need.
+#[derive(Debug, Clone)]
+pub struct Artifacts {
+    /// The guests' kernel.
+    pub kernel: PathBuf,
+    /// The guests' initramfs.
+    pub initramfs: PathBuf,
+    /// Directory with all four programs.
+    pub programs: PathBuf,
+}
+
+/// Builds everything; quick when nothing has changed.
+///
+/// # Errors
+/// Something is missing on this machine (the error says which command to run), or does not compile.
+pub fn build(layout: &Layout) -> Result<Artifacts> {
+    setup::check(layout)?;
+    compile(layout, &HOST, None)?;
+    compile(layout, &GUEST, Some(GUEST_TARGET))?;
+    let artifacts = Artifacts {
+        kernel: layout.kernel().join("vmlinux"),
+        initramfs: layout.initramfs(),
+        programs: layout.programs(),
+    };
+    std::fs::create_dir_all(&artifacts.programs).context("making the programs' directory")?;
+    let cargo_output = [(&HOST, layout.target.join("release")), (&GUEST, guest_output(layout))];
+    for (set, from) in cargo_output {
+        for (_, program) in set {
+            replace(&from.join(program), &artifacts.programs.join(program))?;
+        }
+    }
+    guest_image::write(layout, &artifacts)?;
+    Ok(artifacts)
+}
+
+fn guest_output(layout: &Layout) -> PathBuf {
+    layout.target.join(GUEST_TARGET).join("release")
+}
+
+fn compile(layout: &Layout, set: &[(&str, &str)], target: Option<&str>) -> Result<()> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(&layout.root).env("CARGO_TARGET_DIR", &layout.target);
+    command.args(["build", "--quiet", "--release"]);
+    for (package, program) in set {
+        command.args(["-p", package, "--bin", program]);
+    }
+    if let Some(target) = target {
+        command.args(["--target", target]).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    }
+    let names: Vec<_> = set.iter().map(|(_, program)| *program).collect();
+    eprintln!("build: {}", names.join(", "));
+    run("cargo build", &mut command, PATIENCE)
+}
+
+/// Copies to a new name first: a running program's file cannot be written.
+fn replace(from: &PathBuf, to: &PathBuf) -> Result<()> {
+    let new = to.with_extension("new");
+    std::fs::copy(from, &new).with_context(|| format!("copying {}", from.display()))?;
+    std::fs::rename(&new, to).with_context(|| format!("writing {}", to.display()))
+}
