@@ -1,0 +1,319 @@
+//! VM definitions: one TOML file per VM.
+//!
+//! ```toml
+//! name = "node-1"
+//! deployment = "ring"
+//! memory_mb = 128
+//! cpus = 1
+//! kernel = "images/vmlinux"
+//! initrd = "images/node.cpio"
+//! append = "console=ttyS0"
+//!
+//! [[disk]]
+//! image = "images/node-1.qcow2"
+//!
+//! [[nic]]
+//! bridge = "br0"
+//! mac = "52:54:00:00:00:01"
+//! addresses = ["10.77.1.1", "fd00:77::/64"]
+//! ```
+//!
+//! Relative paths are relative to the file's folder.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use unasnap_protocol::name::Name;
+
+/// Least memory of a VM, MiB; most distribution kernels do not boot below it.
+pub const MIN_MEMORY_MB: u64 = 32;
+/// Most memory of a VM, MiB (1 TiB).
+pub const MAX_MEMORY_MB: u64 = 1 << 20;
+/// Most virtual CPUs of a VM.
+pub const MAX_CPUS: u32 = 64;
+/// Most disks, and most network cards, of a VM: both are PCI devices of one bus.
+pub const MAX_DEVICES: usize = 8;
+/// Largest definition file that is read, bytes.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
+
+/// One VM as its operator describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmDefinition {
+    /// Unique on the host and in the deployment.
+    pub name: Name,
+    /// The set of VMs that is snapshotted together with this one.
+    pub deployment: Name,
+    /// RAM, MiB.
+    pub memory_mb: u64,
+    /// Virtual CPUs.
+    #[serde(default = "one")]
+    pub cpus: u32,
+    /// Kernel to boot directly; without it the VM boots from its first disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk of `kernel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// Command line of `kernel`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub append: String,
+    /// How packets to other members get their colour.
+    #[serde(default)]
+    pub colouring: Colouring,
+    /// Disks, in the order in which the guest sees them.
+    #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+    /// Network cards, in the order in which the guest sees them.
+    #[serde(default, rename = "nic", skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<Nic>,
+}
+
+/// A disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// The qcow2 image it starts from. It is never written: the VM writes to overlays of it.
+    pub image: PathBuf,
+}
+
+/// A network card of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nic {
+    /// Bridge of the host on which its tap device is put.
+    pub bridge: String,
+    /// Hardware address, `52:54:00:12:34:56`.
+    pub mac: String,
+    /// Addresses (`10.77.1.1`) and prefixes (`10.77.1.0/24`) by which other members know this VM.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// Who colours a VM's packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Colouring {
+    /// The guest agent's eBPF programs, driven through the straddle.
+    #[default]
+    Guest,
+    /// Nobody: the cuts of this VM are **not** consistent with the other members'. For control experiments.
+    None,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// A definition that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DefinitionError {
+    /// The file or folder cannot be read.
+    #[error("cannot read {path}: make it a readable file of at most 64 KiB")]
+    Unreadable {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not TOML, or an unknown, missing or mistyped key.
+    #[error("{path} is not a VM definition: {reason}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words, with line and column.
+        reason: String,
+    },
+    /// A key names a file that does not exist.
+    #[error("{path}: key `{key}` names {missing}, which does not exist: create it or correct the key")]
+    MissingPath {
+        /// The definition file.
+        path: PathBuf,
+        /// The key, e.g. `disk[0].image`.
+        key: String,
+        /// What it names.
+        missing: PathBuf,
+    },
+    /// A key has a value outside its range.
+    #[error("{path}: key `{key}` is {value}: {rule}")]
+    Value {
+        /// The definition file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What it says.
+        value: String,
+        /// What it may say.
+        rule: &'static str,
+    },
+    /// Two files describe VMs of the same name.
+    #[error("{path}: VM {name} is already defined by {first}: rename or remove one of them")]
+    Duplicate {
+        /// The later file.
+        path: PathBuf,
+        /// The earlier file.
+        first: PathBuf,
+        /// The name in both.
+        name: Name,
+    },
+}
+
+impl VmDefinition {
+    /// Reads and checks one file; its relative paths become absolute.
+    ///
+    /// # Errors
+    /// [`DefinitionError`] for the first thing that is wrong.
+    pub fn load(path: &Path) -> Result<Self, DefinitionError> {
+        let text = read_capped(path)
+            .map_err(|source| DefinitionError::Unreadable { path: path.to_owned(), source })?;
+        let mut definition: Self = toml::from_str(&text)
+            .map_err(|error| DefinitionError::Syntax { path: path.to_owned(), reason: error.to_string() })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for (_, file) in definition.files_mut() {
+            *file = std::path::absolute(folder.join(&*file)).unwrap_or_else(|_| folder.join(&*file));
+        }
+        Checker { path, definition: &definition }.check()?;
+        for (key, file) in definition.files_mut() {
+            if !file.is_file() {
+                return Err(DefinitionError::MissingPath {
+                    path: path.to_owned(),
+                    key,
+                    missing: file.clone(),
+                });
+            }
+        }
+        Ok(definition)
+    }
+
+    /// Every path of the definition with its key.
+    fn files_mut(&mut self) -> impl Iterator<Item = (String, &mut PathBuf)> {
+        let kernel = self.kernel.iter_mut().map(|path| ("kernel".to_owned(), path));
+        let initrd = self.initrd.iter_mut().map(|path| ("initrd".to_owned(), path));
+        let disks = self.disks.iter_mut().enumerate();
+        kernel.chain(initrd).chain(disks.map(|(n, disk)| (format!("disk[{n}].image"), &mut disk.image)))
+    }
+
+    /// RAM, bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_mb << 20
+    }
+}
+
+/// Loads every `*.toml` of `folder`, sorted by file name. The good ones are returned together with the
+/// errors of the others; of two VMs with the same name the first one counts.
+///
+/// # Errors
+/// Only when the folder itself cannot be listed.
+pub fn load_folder(folder: &Path) -> Result<(Vec<VmDefinition>, Vec<DefinitionError>), DefinitionError> {
+    let unreadable = |source| DefinitionError::Unreadable { path: folder.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    let mut seen: BTreeMap<Name, PathBuf> = BTreeMap::new();
+    for path in paths {
+        match VmDefinition::load(&path) {
+            Err(error) => bad.push(error),
+            Ok(definition) => match seen.get(&definition.name) {
+                Some(first) => {
+                    let (first, name) = (first.clone(), definition.name);
+                    bad.push(DefinitionError::Duplicate { path, first, name });
+                }
+                None => {
+                    seen.insert(definition.name.clone(), path);
+                    good.push(definition);
+                }
+            },
+        }
+    }
+    Ok((good, bad))
+}
+
+fn read_capped(path: &Path) -> std::io::Result<String> {
+    if std::fs::metadata(path)?.len() > MAX_FILE_BYTES {
+        return Err(std::io::Error::other("the file is larger than 64 KiB"));
+    }
+    std::fs::read_to_string(path)
+}
+
+/// The rules that the types alone do not express.
+struct Checker<'a> {
+    path: &'a Path,
+    definition: &'a VmDefinition,
+}
+
+impl Checker<'_> {
+    fn check(&self) -> Result<(), DefinitionError> {
+        let vm = self.definition;
+        let memory_fits = (MIN_MEMORY_MB..=MAX_MEMORY_MB).contains(&vm.memory_mb);
+        self.require(memory_fits, "memory_mb", vm.memory_mb, "use 32 to 1048576")?;
+        self.require((1..=MAX_CPUS).contains(&vm.cpus), "cpus", vm.cpus, "use 1 to 64")?;
+        self.require(vm.disks.len() <= MAX_DEVICES, "disk", vm.disks.len(), "at most 8 disks")?;
+        self.require(vm.nics.len() <= MAX_DEVICES, "nic", vm.nics.len(), "at most 8 network cards")?;
+        let boots = vm.kernel.is_some() || !vm.disks.is_empty();
+        self.require(boots, "kernel", "missing", "give a kernel or at least one [[disk]]")?;
+        let bare = vm.kernel.is_none() && (vm.initrd.is_some() || !vm.append.is_empty());
+        self.require(!bare, "kernel", "missing", "initrd and append need a kernel")?;
+        for (index, nic) in vm.nics.iter().enumerate() {
+            let key = |name: &str| format!("nic[{index}].{name}");
+            self.require(
+                is_interface_name(&nic.bridge),
+                &key("bridge"),
+                &nic.bridge,
+                "not an interface name",
+            )?;
+            self.require(is_mac(&nic.mac), &key("mac"), &nic.mac, "use six hex bytes, the first one even")?;
+            for address in &nic.addresses {
+                let rule = "use an IP address or a prefix such as 10.77.1.0/24";
+                self.require(is_prefix(address), &key("addresses"), address, rule)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn require(
+        &self,
+        holds: bool,
+        key: &str,
+        value: impl ToString,
+        rule: &'static str,
+    ) -> Result<(), DefinitionError> {
+        if holds {
+            return Ok(());
+        }
+        let (path, key) = (self.path.to_owned(), key.to_owned());
+        Err(DefinitionError::Value { path, key, value: value.to_string(), rule })
+    }
+}
+
+/// Linux interface names: 1 to 15 bytes, no slash, no blank; letters, digits, `.`, `_`, `-` are enough for us.
+fn is_interface_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=15).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with(['.', '-'])
+}
+
+fn is_mac(text: &str) -> bool {
+    let bytes: Vec<&str> = text.split(':').collect();
+    let hex = |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let unicast = |part: &str| u8::from_str_radix(part, 16).is_ok_and(|byte| byte % 2 == 0);
+    bytes.len() == 6 && bytes.iter().all(hex) && unicast(bytes[0])
+}
+
+fn is_prefix(text: &str) -> bool {
+    let (address, length) = text.split_once('/').unwrap_or((text, "0"));
+    let Ok(address) = address.parse::<IpAddr>() else { return false };
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    length.parse::<u8>().is_ok_and(|length| length <= longest)
+}
+
+#[cfg(test)]
+mod tests;

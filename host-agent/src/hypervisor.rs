@@ -1,0 +1,211 @@
+//! What unasnap asks of a hypervisor, and the drivers that answer.
+//!
+//! Two traits: [`Hypervisor`] makes, finds and ends instances on this host; [`Vm`] is one living instance.
+//! The life of a cut, seen from the caller:
+//!
+//! ```text
+//!   prepare_cut ──▶ cut ──▶ save ──▶ (the next prepare_cut)
+//!        │           │        │
+//!        └───────────┴────────┴──▶ discard_cut      legal at any moment, any number of times
+//! ```
+//!
+//! Every method is bounded in time and its future may be dropped at any await; [`Vm::discard_cut`] then puts
+//! the VM in order. The traits are object-safe (boxed futures), so that drivers for other hypervisors and an
+//! in-memory one for tests stand behind the same `Box<dyn Vm>`.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
+
+use serde::Serialize;
+use unasnap_protocol::name::Name;
+
+use crate::definition::VmDefinition;
+use crate::store::manifest::{Facts, Manifest, Saved};
+
+pub mod qemu;
+
+/// What every asynchronous method of a driver returns.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, HypervisorError>> + Send + 'a>>;
+
+/// A hypervisor of this host.
+pub trait Hypervisor: Send + Sync {
+    /// What was probed when the driver was opened: version, accelerator, way of taking RAM.
+    fn about(&self) -> &Facts;
+
+    /// Boots `vm`, going on with the disks of its last run if there was one. Refused while an instance lives.
+    fn start<'a>(&'a self, vm: &'a VmDefinition, incarnation: u64) -> Pending<'a, Box<dyn Vm>>;
+
+    /// Takes charge of an instance that outlived its host agent, ending any cut that was under way; `None`
+    /// when none lives.
+    fn adopt<'a>(&'a self, vm: &'a VmDefinition) -> Pending<'a, Option<Box<dyn Vm>>>;
+
+    /// Loads a local snapshot and leaves the VM paused. Refused while an instance lives: destroy it first.
+    /// The snapshot is not changed and can be restored again.
+    fn restore<'a>(
+        &'a self,
+        vm: &'a VmDefinition,
+        saved: SavedVm<'a>,
+        incarnation: u64,
+    ) -> Pending<'a, Box<dyn Vm>>;
+
+    /// Ends the instance of the VM of this name, whatever state it is in, and returns once it is known to be
+    /// dead. Success when there is none. The disks of the VM stay.
+    fn destroy<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()>;
+}
+
+/// One living instance of a VM.
+pub trait Vm: Send {
+    /// Which start or restore of the VM this is.
+    fn incarnation(&self) -> u64;
+
+    /// Unix socket behind the guest's virtio-serial port `org.unasnap.guest.0`.
+    fn guest_channel_path(&self) -> &Path;
+
+    /// Asks the hypervisor.
+    fn state(&mut self) -> Pending<'_, VmState>;
+
+    /// Upper bound of what a cut writes to the disk, bytes: RAM, device state, slack of the disks' overlays.
+    fn space_needed(&self) -> u64;
+
+    /// Does everything that can be done before the instant: the overlay of every disk is created and opened.
+    /// `folder` exists, is empty and receives the files of the cut.
+    fn prepare_cut<'a>(&'a mut self, folder: &'a Path) -> Pending<'a, ()>;
+
+    /// The cut: stop the vCPUs, switch the disks, fix the RAM's instant, resume. On an error the VM has been
+    /// told to run on.
+    fn cut(&mut self) -> Pending<'_, CutTimes>;
+
+    /// Completes when every byte of the cut is in the folder and durable; the VM runs meanwhile.
+    fn save(&mut self) -> Pending<'_, Saved>;
+
+    /// Gives up whatever was prepared, cut or half saved: its files are deleted and the VM runs on.
+    fn discard_cut(&mut self) -> Pending<'_, ()>;
+
+    /// Lets a restored VM run.
+    fn resume(&mut self) -> Pending<'_, ()>;
+}
+
+/// A local snapshot on this host, verified by the caller.
+#[derive(Debug, Clone, Copy)]
+pub struct SavedVm<'a> {
+    /// The folder with its files.
+    pub folder: &'a Path,
+    /// Its manifest.
+    pub manifest: &'a Manifest,
+}
+
+/// What an instance is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmState {
+    /// The vCPUs run.
+    Running,
+    /// They stand still: restored and not resumed, or in the middle of a cut.
+    Paused,
+    /// Stopped by the hypervisor because the host could not write a disk (usually: it is full).
+    IoError,
+    /// The process has ended.
+    Dead,
+}
+
+/// When the steps of one cut happened. Instants are Unix time, ns. The pause is measured from outside, from
+/// before the command that stops the VM until after the one that resumes it: an upper bound.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CutTimes {
+    /// The vCPUs were told to stop.
+    pub stopped_at: u64,
+    /// Disks and RAM were fixed.
+    pub instant: u64,
+    /// The vCPUs were running again.
+    pub resumed_at: u64,
+    /// Steps within the pause with what each took, ns, in order.
+    pub parts: Vec<(&'static str, u64)>,
+}
+
+impl CutTimes {
+    /// How long the vCPUs stood still at most.
+    #[must_use]
+    pub fn pause(&self) -> Duration {
+        Duration::from_nanos(self.resumed_at.saturating_sub(self.stopped_at))
+    }
+}
+
+/// Why a driver could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HypervisorError {
+    /// The hypervisor answered a command with an error.
+    #[error("VM {vm}: {command} was refused: {reason}")]
+    Refused {
+        /// The VM.
+        vm: String,
+        /// The hypervisor's command.
+        command: String,
+        /// Its words.
+        reason: String,
+    },
+    /// Something did not happen in time.
+    #[error("VM {vm}: {what} did not finish within {} ms", after.as_millis())]
+    TimedOut {
+        /// The VM.
+        vm: String,
+        /// What was waited for.
+        what: String,
+        /// For how long.
+        after: Duration,
+    },
+    /// The hypervisor's process has ended, or does not talk to us.
+    #[error("VM {vm}: the hypervisor is gone ({what}); its last words may be in {}", log.display())]
+    Gone {
+        /// The VM.
+        vm: String,
+        /// What was being done.
+        what: String,
+        /// Where its output went.
+        log: PathBuf,
+    },
+    /// The request does not fit what the VM is doing.
+    #[error("VM {vm}: cannot {wanted}: {why}")]
+    WrongState {
+        /// The VM.
+        vm: String,
+        /// What was asked for.
+        wanted: &'static str,
+        /// What stands in the way and what to do.
+        why: String,
+    },
+    /// A program of the host failed.
+    #[error("`{command}` failed: {reason}")]
+    Tool {
+        /// Program and arguments.
+        command: String,
+        /// Its error output, or why it could not run.
+        reason: String,
+    },
+    /// The host cannot do it at all.
+    #[error("{what}")]
+    Unsupported {
+        /// What is missing and what to do.
+        what: String,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {what} {path}")]
+    File {
+        /// `write`, `link` ...
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl HypervisorError {
+    /// For `map_err`: a failed operation on a file.
+    pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { what, path, source }
+    }
+}

@@ -1,0 +1,123 @@
+//! The command line. Every way of taking RAM restores with the same one, so there is only this one.
+
+use serde_json::{Value, json};
+
+use super::instance::{Chain, VmFolder};
+use crate::definition::VmDefinition;
+use crate::store::manifest::{Accel, Facts, RamWay};
+
+/// Program that is run.
+pub(super) const BINARY: &str = "qemu-system-x86_64";
+/// Name of the guest's virtio-serial port.
+const GUEST_PORT: &str = "org.unasnap.guest.0";
+
+/// How a new process begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// Boot.
+    Boot,
+    /// Wait, paused, for `migrate-incoming`.
+    Incoming,
+}
+
+/// Id of disk `index`'s device; its node of the operator's image has the same name plus `-base`.
+pub(super) fn disk_id(index: usize) -> String {
+    format!("disk{index}")
+}
+
+/// Arguments common to a VM and to the probe of what QEMU can do with one.
+pub(super) fn machine(facts: &Facts, memory_mb: u64) -> Vec<String> {
+    let accel = match facts.accel {
+        Accel::Kvm => "kvm",
+        Accel::Tcg => "tcg,thread=multi",
+    };
+    let cpu = if facts.accel == Accel::Kvm { "host" } else { "max" };
+    // The first write-protection of RAM that was never touched takes long, so there it is touched beforehand;
+    // a copy of RAM in contrast wants to find holes.
+    let prealloc = if facts.ram_way == RamWay::BackgroundSnapshot { "on" } else { "off" };
+    let memory = format!("memory-backend-memfd,id=ram0,size={memory_mb}M,share=on,prealloc={prealloc}");
+    // Without these two, device state that was saved alone cannot be loaded.
+    let machine = format!("{},memory-backend=ram0,suppress-vmdesc=on,vmport=off", facts.machine);
+    let text = format!(
+        "-nodefaults -no-user-config -display none -no-reboot -msg timestamp=on \
+         -machine {machine} -global migration.send-configuration=off -accel {accel} -cpu {cpu} \
+         -m {memory_mb}M -object {memory}"
+    );
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// All arguments of a VM.
+pub(super) fn arguments(
+    vm: &VmDefinition,
+    facts: &Facts,
+    folder: &VmFolder,
+    chains: &[Chain],
+    taps: &[String],
+    begin: Begin,
+) -> Vec<String> {
+    let mut arguments = machine(facts, vm.memory_mb);
+    let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+    add("-name", format!("{},debug-threads=on", vm.name));
+    add("-smp", vm.cpus.to_string());
+    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    add(
+        "-chardev",
+        json_text(&json!({"id": "console", "backend": {"type": "file",
+        "data": {"out": folder.console, "append": true}}})),
+    );
+    add("-serial", "chardev:console".to_owned());
+    add("-device", "virtio-serial-pci,id=serial0,max_ports=2".to_owned());
+    add("-device", format!("virtserialport,bus=serial0.0,nr=1,chardev=guest,name={GUEST_PORT}"));
+    for (index, chain) in chains.iter().enumerate() {
+        for node in blockdevs(index, chain, folder) {
+            add("-blockdev", json_text(&node));
+        }
+        let (id, node) = (disk_id(index), chain.active().node());
+        add("-device", format!("virtio-blk-pci,id={id},drive={node}"));
+    }
+    for (index, (nic, tap)) in vm.nics.iter().zip(taps).enumerate() {
+        add("-netdev", format!("tap,id=net{index},ifname={tap},script=no,downscript=no,vhost=off"));
+        add("-device", format!("virtio-net-pci,id=nic{index},netdev=net{index},mac={},romfile=", nic.mac));
+    }
+    if let Some(kernel) = &vm.kernel {
+        add("-kernel", kernel.display().to_string());
+        add("-append", vm.append.clone());
+    }
+    if let Some(initrd) = &vm.initrd {
+        add("-initrd", initrd.display().to_string());
+    }
+    if begin == Begin::Incoming {
+        arguments.extend(["-S", "-incoming", "defer"].map(str::to_owned));
+    }
+    arguments
+}
+
+/// The nodes of a disk, from the operator's image upwards. Backing files are named here and not read from the
+/// headers, so that the image may lie elsewhere on the host where a snapshot is restored.
+fn blockdevs(index: usize, chain: &Chain, folder: &VmFolder) -> Vec<Value> {
+    let base = format!("{}-base", disk_id(index));
+    let mut nodes = vec![node(&base, &chain.base.path.to_string_lossy(), &Value::Null, true)];
+    let mut backing = base;
+    for (position, layer) in chain.layers.iter().enumerate() {
+        let frozen = position + 1 < chain.layers.len();
+        let path = folder.disks.join(&layer.file);
+        nodes.push(node(layer.node(), &path.to_string_lossy(), &json!(backing), frozen));
+        layer.node().clone_into(&mut backing);
+    }
+    nodes
+}
+
+/// A qcow2 node; `backing` is a node's name or null.
+pub(super) fn node(name: &str, path: &str, backing: &Value, read_only: bool) -> Value {
+    let file = json!({"driver": "file", "filename": path, "read-only": read_only});
+    let mut node = json!({"driver": "qcow2", "node-name": name, "read-only": read_only, "file": file});
+    // A base image may have a backing file of its own, which only its header knows.
+    if !(backing.is_null() && read_only) {
+        node["backing"] = backing.clone();
+    }
+    node
+}
+
+fn json_text(value: &Value) -> String {
+    value.to_string()
+}

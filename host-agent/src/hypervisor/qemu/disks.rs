@@ -1,0 +1,267 @@
+//! Layers of a VM's disks: made, switched, merged, linked into snapshots and back.
+//!
+//! The operator's image is only ever read. Above it stands a chain of qcow2 layers in the VM's disks folder;
+//! all but the last are frozen and may be shared, by hard links, with any number of snapshots.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::super::HypervisorError;
+use super::command::{disk_id, node};
+use super::instance::{Chain, Layer, VmFolder};
+use super::qmp::Qmp;
+use super::tool::run;
+use crate::definition::Disk;
+use crate::store::files;
+use crate::store::manifest::{BaseImage, FileRole, Manifest};
+
+/// Chains longer than this many layers are merged: each layer makes a cut and every read slower.
+const MAX_LAYERS: usize = 8;
+/// How long a merge may take to stop when the next cut is prepared.
+const MERGE_STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The first layer above the operator's image.
+pub(super) async fn new_chain(
+    index: usize,
+    disk: &Disk,
+    folder: &VmFolder,
+) -> Result<Chain, HypervisorError> {
+    let base = describe_base(&disk.image)?;
+    let layer = Layer::new(index, 0);
+    create_layer(&layer, &base.path.to_string_lossy(), folder).await?;
+    Ok(Chain { base, layers: vec![layer], next: None })
+}
+
+/// An empty layer above `backing`, a path or the name of a file of the same folder.
+pub(super) async fn create_layer(
+    layer: &Layer,
+    backing: &str,
+    folder: &VmFolder,
+) -> Result<(), HypervisorError> {
+    let path = folder.disks.join(&layer.file);
+    // A file of this name can only be left over from a cut that an agent did not live to end.
+    files::remove_if_there(&path).map_err(HypervisorError::file("delete", &path))?;
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, &path.to_string_lossy()])
+        .await?;
+    Ok(())
+}
+
+/// What the file system says about an operator's image; the digest stays empty.
+fn describe_base(path: &Path) -> Result<BaseImage, HypervisorError> {
+    let meta = std::fs::metadata(path).map_err(HypervisorError::file("read", path))?;
+    let modified = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+    Ok(BaseImage { path: path.to_owned(), size: meta.len(), modified, blake3: String::new() })
+}
+
+/// The chain with which a VM that is not running goes on: the overlay of an unfinished cut is kept, because
+/// nobody knows whether the VM had been switched to it.
+pub(super) fn after_a_crash(mut chain: Chain, folder: &VmFolder) -> Chain {
+    if let Some(next) = chain.next.take()
+        && folder.disks.join(&next.file).exists()
+    {
+        chain.layers.push(next);
+    }
+    chain
+}
+
+/// Creates the overlay of every disk and opens it in QEMU.
+pub(super) async fn open_overlays(
+    qmp: &Qmp,
+    chains: &[Chain],
+    folder: &VmFolder,
+) -> Result<(), HypervisorError> {
+    for chain in chains {
+        let Some(next) = &chain.next else { continue };
+        create_layer(next, &chain.active().file, folder).await?;
+        let path = folder.disks.join(&next.file);
+        qmp.execute("blockdev-add", node(next.node(), &path.to_string_lossy(), &Value::Null, false)).await?;
+    }
+    Ok(())
+}
+
+/// Switches every disk to its opened overlay, all or none.
+pub(super) async fn switch(qmp: &Qmp, chains: &[Chain]) -> Result<(), HypervisorError> {
+    let pairs = chains.iter().filter_map(|chain| Some((chain.active().node(), chain.next.as_ref()?.node())));
+    let actions: Vec<Value> = pairs
+        .map(|(node, overlay)| json!({"type": "blockdev-snapshot", "data": {"node": node, "overlay": overlay}}))
+        .collect();
+    if !actions.is_empty() {
+        qmp.execute("transaction", json!({"actions": actions})).await?;
+    }
+    Ok(())
+}
+
+/// Brings `chains` in line with QEMU's block graph, which alone knows whether a switch or a merge happened.
+/// Overlays that were opened and not used are closed and deleted, as are layers that a merge made superfluous.
+pub(super) async fn settle(
+    qmp: &Qmp,
+    chains: &mut [Chain],
+    folder: &VmFolder,
+) -> Result<(), HypervisorError> {
+    let nodes = qmp.execute("query-named-block-nodes", json!({"flat": true})).await?;
+    let devices = qmp.execute("query-block", json!({})).await?;
+    for (index, chain) in chains.iter_mut().enumerate() {
+        let mut before = chain.layers.clone();
+        before.extend(chain.next.take());
+        let used = layers_in_use(&devices, index);
+        if used.is_empty() {
+            let reason = format!("it does not name the node of {}", disk_id(index));
+            return Err(HypervisorError::Unsupported {
+                what: format!("QEMU's query-block cannot be used: {reason}"),
+            });
+        }
+        let (kept, superfluous): (Vec<Layer>, Vec<Layer>) =
+            before.into_iter().partition(|layer| used.contains(&layer.file));
+        for layer in superfluous {
+            if is_open(&nodes, layer.node()) {
+                qmp.execute("blockdev-del", json!({"node-name": layer.node()})).await?;
+            }
+            let path = folder.disks.join(&layer.file);
+            files::remove_if_there(&path).map_err(HypervisorError::file("delete", &path))?;
+        }
+        chain.layers = kept;
+    }
+    Ok(())
+}
+
+/// File names of the layers that device `index` stands on.
+fn layers_in_use(devices: &Value, index: usize) -> Vec<String> {
+    let path = format!("/machine/peripheral/{}/", disk_id(index));
+    let is_ours =
+        |device: &&Value| device["qdev"].as_str().is_some_and(|qdev| format!("{qdev}/").starts_with(&path));
+    let mut image =
+        devices.as_array().into_iter().flatten().find(is_ours).map(|device| &device["inserted"]["image"]);
+    let mut names = Vec::new();
+    while let Some(layer) = image {
+        let path = Path::new(layer["filename"].as_str().unwrap_or_default());
+        names.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+        image = layer.get("backing-image");
+    }
+    names
+}
+
+fn is_open(nodes: &Value, name: &str) -> bool {
+    nodes.as_array().into_iter().flatten().any(|node| node["node-name"] == name)
+}
+
+fn merge_id(index: usize) -> String {
+    format!("merge-{}", disk_id(index))
+}
+
+/// Begins to merge the layers of every chain that has grown too long into its active one, behind the running VM.
+pub(super) async fn start_merges(qmp: &Qmp, chains: &[Chain]) -> Result<(), HypervisorError> {
+    for (index, chain) in chains.iter().enumerate().filter(|(_, chain)| chain.layers.len() > MAX_LAYERS) {
+        let base = format!("{}-base", disk_id(index));
+        let job = json!({"job-id": merge_id(index), "device": chain.active().node(), "base-node": base});
+        qmp.execute("block-stream", job).await?;
+    }
+    Ok(())
+}
+
+/// Stops merges that still run: they and a switch of the disks exclude each other.
+pub(super) async fn stop_merges(qmp: &Qmp, vm: &str) -> Result<(), HypervisorError> {
+    let deadline = Instant::now() + MERGE_STOP_PATIENCE;
+    loop {
+        let jobs = qmp.execute("query-block-jobs", json!({})).await?;
+        let ids: Vec<&str> =
+            jobs.as_array().into_iter().flatten().filter_map(|job| job["device"].as_str()).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let what = format!("stopping the merge of disk layers ({})", ids.join(", "));
+            return Err(HypervisorError::TimedOut { vm: vm.to_owned(), what, after: MERGE_STOP_PATIENCE });
+        }
+        for id in ids {
+            match qmp.execute("block-job-cancel", json!({"device": id, "force": true})).await {
+                // It may have ended by itself since it was listed.
+                Ok(_) | Err(HypervisorError::Refused { .. }) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Builds the disks folder of a VM from the layers of a snapshot, each chain with a new active layer on top.
+pub(super) async fn from_snapshot(
+    manifest: &Manifest,
+    saved: &Path,
+    disks: &[Disk],
+    folder: &VmFolder,
+) -> Result<Vec<Chain>, HypervisorError> {
+    let mut chains = Vec::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let recorded = manifest.bases.get(index);
+        let base = check_base(describe_base(&disk.image)?, recorded).await?;
+        let mut layers = Vec::new();
+        for file in manifest.files.iter().filter(|file| file.role == FileRole::DiskLayer(index)) {
+            let (from, to) = (saved.join(&file.name), folder.disks.join(&file.name));
+            files::link_or_copy(&from, &to).map_err(HypervisorError::file("link", &from))?;
+            layers.push(Layer { file: file.name.clone(), blake3: Some(file.blake3.clone()) });
+        }
+        if layers.is_empty() {
+            let what =
+                format!("the snapshot holds no layer of {}: the VM had fewer disks then", disk_id(index));
+            return Err(HypervisorError::Unsupported { what });
+        }
+        let mut chain = Chain { base, layers, next: None };
+        let active = chain.following(index);
+        create_layer(&active, &chain.active().file, folder).await?;
+        chain.layers.push(active);
+        chains.push(chain);
+    }
+    Ok(chains)
+}
+
+/// A snapshot's layers make sense only above the very image they were written above.
+async fn check_base(
+    mut found: BaseImage,
+    recorded: Option<&BaseImage>,
+) -> Result<BaseImage, HypervisorError> {
+    let Some(recorded) = recorded else { return Ok(found) };
+    let untouched = found.size == recorded.size && found.modified == recorded.modified;
+    found.blake3 = if untouched { recorded.blake3.clone() } else { digest(&found.path).await? };
+    if found.blake3 == recorded.blake3 {
+        return Ok(found);
+    }
+    let what = format!(
+        "the disk image {} is not the one below this snapshot (digest {} instead of {}): \
+         put the image back that the VM had then",
+        found.path.display(),
+        &found.blake3,
+        &recorded.blake3
+    );
+    Err(HypervisorError::Unsupported { what })
+}
+
+/// Fills in the digests of the operator's images; each is computed once as long as the image stays as it is.
+pub(super) async fn digest_bases(chains: &mut [Chain]) -> Result<(), HypervisorError> {
+    for chain in chains {
+        let now = describe_base(&chain.base.path)?;
+        let known = !chain.base.blake3.is_empty();
+        if now.size != chain.base.size || now.modified != chain.base.modified {
+            let what = format!(
+                "the disk image {} was changed while a VM runs above it: its disk is damaged; restore an earlier snapshot \
+                 after putting the image back",
+                now.path.display()
+            );
+            return Err(HypervisorError::Unsupported { what });
+        }
+        if !known {
+            chain.base.blake3 = digest(&now.path).await?;
+        }
+    }
+    Ok(())
+}
+
+/// BLAKE3 of a file, on a thread of its own.
+pub(super) async fn digest(path: &Path) -> Result<String, HypervisorError> {
+    let owned = path.to_owned();
+    let result =
+        tokio::task::spawn_blocking(move || files::digest(&owned)).await.map_err(std::io::Error::other);
+    result.and_then(|digest| digest).map_err(HypervisorError::file("read", path))
+}

@@ -1,0 +1,306 @@
+//! One living instance: what it is doing, and its cuts.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+use unasnap_protocol::name::Name;
+
+use super::super::{CutTimes, HypervisorError, Pending, Vm, VmState};
+use super::instance::{Instance, VmFolder};
+use super::process::Process;
+use super::qmp::Qmp;
+use super::{disks, ram};
+use crate::store::files;
+use crate::store::manifest::{FileRole, RamWay, Saved, SavedFile};
+
+/// How long `cont` may be refused because a migration is still tidying up.
+const RESUME_PATIENCE: Duration = Duration::from_secs(5);
+/// Allowance for device state and for the tables of a new qcow2 layer, bytes per VM and per disk.
+const SLACK_BYTES: u64 = 8 << 20;
+
+/// A QEMU that runs, and the connection to it.
+#[derive(Debug)]
+pub(super) struct QemuVm {
+    name: Name,
+    folder: VmFolder,
+    instance: Instance,
+    qmp: Qmp,
+    stage: Stage,
+}
+
+/// How far the cut under way has come. The folder is the one for its files.
+#[derive(Debug)]
+enum Stage {
+    Idle,
+    Prepared(PathBuf),
+    /// From just before the vCPUs stop: whatever happened since is found out by asking QEMU.
+    Cutting(PathBuf),
+    Cut(PathBuf),
+}
+
+impl Stage {
+    fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Idle => None,
+            Self::Prepared(folder) | Self::Cutting(folder) | Self::Cut(folder) => Some(folder),
+        }
+    }
+}
+
+impl QemuVm {
+    pub(super) fn new(name: Name, folder: VmFolder, instance: Instance, qmp: Qmp) -> Self {
+        Self { name, folder, instance, qmp, stage: Stage::Idle }
+    }
+
+    fn process(&self) -> Result<Process, HypervisorError> {
+        let alive = self.instance.process.filter(|process| process.is_alive());
+        alive.ok_or_else(|| HypervisorError::Gone {
+            vm: self.name.to_string(),
+            what: "its process has ended".to_owned(),
+            log: self.folder.log.clone(),
+        })
+    }
+
+    fn wrong_state(&self, wanted: &'static str, why: &str) -> HypervisorError {
+        HypervisorError::WrongState { vm: self.name.to_string(), wanted, why: why.to_owned() }
+    }
+
+    fn way(&self) -> RamWay {
+        self.instance.facts.ram_way
+    }
+
+    /// Fills a process that waits for a saved VM.
+    pub(super) async fn load(&mut self, way: RamWay, saved: &Path) -> Result<(), HypervisorError> {
+        ram::load(&self.qmp, self.name.as_str(), way, self.process()?, saved).await
+    }
+
+    async fn ask_state(&self) -> Result<VmState, HypervisorError> {
+        if self.process().is_err() {
+            return Ok(VmState::Dead);
+        }
+        Ok(match self.qmp.text("query-status", "status").await?.as_str() {
+            "running" => VmState::Running,
+            "io-error" => VmState::IoError,
+            "shutdown" | "internal-error" | "guest-panicked" => VmState::Dead,
+            _ => VmState::Paused,
+        })
+    }
+
+    async fn do_prepare(&mut self, target: &Path) -> Result<(), HypervisorError> {
+        if !matches!(self.stage, Stage::Idle) {
+            return Err(self.wrong_state("prepare a cut", "another one is under way: discard it first"));
+        }
+        if self.ask_state().await? != VmState::Running {
+            return Err(self.wrong_state("prepare a cut", "it does not run: resume or restart it"));
+        }
+        self.stage = Stage::Prepared(target.to_owned());
+        disks::stop_merges(&self.qmp, self.name.as_str()).await?;
+        disks::settle(&self.qmp, &mut self.instance.disks, &self.folder).await?;
+        for (index, chain) in self.instance.disks.iter_mut().enumerate() {
+            chain.next = Some(chain.following(index));
+        }
+        self.instance.write(&self.folder)?;
+        disks::open_overlays(&self.qmp, &self.instance.disks, &self.folder).await?;
+        ram::prepare(&self.qmp, self.way()).await
+    }
+
+    async fn do_cut(&mut self) -> Result<CutTimes, HypervisorError> {
+        let Stage::Prepared(target) = &self.stage else {
+            return Err(self.wrong_state("cut", "prepare it first"));
+        };
+        let target = target.clone();
+        self.stage = Stage::Cutting(target.clone());
+        self.flush_disks().await?;
+        let result = self.pause_and_fix(&target).await;
+        match &result {
+            Ok(_) => self.stage = Stage::Cut(target),
+            // Which step failed does not matter: nothing may leave the VM standing.
+            Err(_) => self.run_on().await?,
+        }
+        result
+    }
+
+    /// Stopping makes QEMU flush every disk. Done once before, that finds little left to write in the pause.
+    async fn flush_disks(&self) -> Result<(), HypervisorError> {
+        for chain in &self.instance.disks {
+            sync(&self.folder.disks.join(&chain.active().file)).await?;
+        }
+        Ok(())
+    }
+
+    async fn pause_and_fix(&mut self, target: &Path) -> Result<CutTimes, HypervisorError> {
+        let (vm, process) = (self.name.as_str(), self.process()?);
+        let mut watch = Watch::start();
+        let stopped_at = unix_ns();
+        self.qmp.execute("stop", json!({})).await?;
+        watch.lap("stop");
+        disks::switch(&self.qmp, &self.instance.disks).await?;
+        watch.lap("disks");
+        ram::fix(&self.qmp, vm, self.way(), process, target).await?;
+        watch.lap("ram");
+        let instant = unix_ns();
+        self.run_on().await?;
+        watch.lap("resume");
+        let resumed_at = unix_ns();
+        for chain in &mut self.instance.disks {
+            chain.layers.extend(chain.next.take());
+        }
+        self.instance.write(&self.folder)?;
+        Ok(CutTimes { stopped_at, instant, resumed_at, parts: watch.parts })
+    }
+
+    /// `cont`, again and again while a migration is tidying up.
+    async fn run_on(&self) -> Result<(), HypervisorError> {
+        let deadline = Instant::now() + RESUME_PATIENCE;
+        loop {
+            match self.qmp.execute("cont", json!({})).await {
+                Err(HypervisorError::Refused { reason, .. })
+                    if reason.contains("not finalized") && Instant::now() < deadline => {}
+                other => return other.map(drop),
+            }
+        }
+    }
+
+    async fn do_save(&mut self) -> Result<Saved, HypervisorError> {
+        let Stage::Cut(target) = &self.stage else {
+            return Err(self.wrong_state("save", "there is no cut whose bytes are to be saved"));
+        };
+        let target = target.clone();
+        ram::finish(&self.qmp, self.name.as_str(), self.way()).await?;
+        let mut files = Vec::new();
+        for (name, role) in ram::files(self.way()) {
+            sync(&target.join(name)).await?;
+            files.push(SavedFile { name: (*name).to_owned(), role: *role, blake3: None });
+        }
+        files.extend(self.link_layers(&target).await?);
+        disks::digest_bases(&mut self.instance.disks).await?;
+        sync(&target).await?;
+        self.instance.write(&self.folder)?;
+        let bases = self.instance.disks.iter().map(|chain| chain.base.clone()).collect();
+        disks::start_merges(&self.qmp, &self.instance.disks).await?;
+        self.stage = Stage::Idle;
+        Ok(Saved { hypervisor: self.instance.facts.clone(), files, bases })
+    }
+
+    /// Puts every frozen layer into the snapshot's folder. What a layer holds is synced and hashed once.
+    async fn link_layers(&mut self, target: &Path) -> Result<Vec<SavedFile>, HypervisorError> {
+        let mut saved = Vec::new();
+        for (index, chain) in self.instance.disks.iter_mut().enumerate() {
+            let (_active, frozen) = chain.layers.split_last_mut().expect("a chain has an active layer");
+            for layer in frozen {
+                let from = self.folder.disks.join(&layer.file);
+                if layer.blake3.is_none() {
+                    sync(&from).await?;
+                    layer.blake3 = Some(disks::digest(&from).await?);
+                }
+                let to = target.join(&layer.file);
+                files::link_or_copy(&from, &to).map_err(HypervisorError::file("link", &to))?;
+                let (name, role) = (layer.file.clone(), FileRole::DiskLayer(index));
+                saved.push(SavedFile { name, role, blake3: layer.blake3.clone() });
+            }
+        }
+        Ok(saved)
+    }
+
+    async fn do_discard(&mut self) -> Result<(), HypervisorError> {
+        // The files go first, and also when QEMU is dead: on a full disk their space is what the VM waits for.
+        if self.process().is_ok() {
+            ram::cancel(&self.qmp, self.name.as_str()).await?;
+        }
+        if let Some(target) = self.stage.folder() {
+            let layers = self.instance.disks.iter().flat_map(|chain| chain.layers.iter());
+            let names =
+                [ram::RAM_FILE, ram::DEVICES_FILE].into_iter().chain(layers.map(|layer| &*layer.file));
+            for path in names.map(|name| target.join(name)) {
+                files::remove_if_there(&path).map_err(HypervisorError::file("delete", &path))?;
+            }
+        }
+        if self.process().is_ok() {
+            disks::settle(&self.qmp, &mut self.instance.disks, &self.folder).await?;
+            let state = self.ask_state().await?;
+            if matches!(state, VmState::Paused | VmState::IoError) && !self.instance.awaits_resume {
+                self.run_on().await?;
+            }
+            self.instance.write(&self.folder)?;
+        }
+        self.stage = Stage::Idle;
+        Ok(())
+    }
+
+    async fn do_resume(&mut self) -> Result<(), HypervisorError> {
+        self.run_on().await?;
+        self.instance.awaits_resume = false;
+        self.instance.write(&self.folder)
+    }
+}
+
+impl Vm for QemuVm {
+    fn incarnation(&self) -> u64 {
+        self.instance.incarnation
+    }
+
+    fn guest_channel_path(&self) -> &Path {
+        &self.folder.guest
+    }
+
+    fn state(&mut self) -> Pending<'_, VmState> {
+        Box::pin(self.ask_state())
+    }
+
+    fn space_needed(&self) -> u64 {
+        self.instance.memory_bytes + SLACK_BYTES * (1 + self.instance.disks.len() as u64)
+    }
+
+    fn prepare_cut<'a>(&'a mut self, folder: &'a Path) -> Pending<'a, ()> {
+        Box::pin(self.do_prepare(folder))
+    }
+
+    fn cut(&mut self) -> Pending<'_, CutTimes> {
+        Box::pin(self.do_cut())
+    }
+
+    fn save(&mut self) -> Pending<'_, Saved> {
+        Box::pin(self.do_save())
+    }
+
+    fn discard_cut(&mut self) -> Pending<'_, ()> {
+        Box::pin(self.do_discard())
+    }
+
+    fn resume(&mut self) -> Pending<'_, ()> {
+        Box::pin(self.do_resume())
+    }
+}
+
+/// Flushes a file or folder, on a thread of its own.
+async fn sync(path: &Path) -> Result<(), HypervisorError> {
+    let owned = path.to_owned();
+    let work = move || std::fs::File::open(owned)?.sync_all();
+    let result = tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other);
+    result.and_then(|synced| synced).map_err(HypervisorError::file("flush", path))
+}
+
+fn unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Times of the steps of a pause.
+struct Watch {
+    last: Instant,
+    parts: Vec<(&'static str, u64)>,
+}
+
+impl Watch {
+    fn start() -> Self {
+        Self { last: Instant::now(), parts: Vec::new() }
+    }
+
+    fn lap(&mut self, step: &'static str) {
+        let now = Instant::now();
+        let took = u64::try_from((now - self.last).as_nanos()).unwrap_or(u64::MAX);
+        self.parts.push((step, took));
+        self.last = now;
+    }
+}

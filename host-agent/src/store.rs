@@ -1,0 +1,342 @@
+//! Local snapshots on this host's disk.
+//!
+//! ```text
+//! <state_dir>/snapshots/<snapshot>/<vm>.partial/   being written
+//! <state_dir>/snapshots/<snapshot>/<vm>/           saved: manifest.json and the files that it lists
+//! <state_dir>/snapshots/<snapshot>/committed       the coordinator has journaled COMMIT
+//! ```
+//!
+//! A folder gets its final name only when everything in it is durable, and nothing changes in it afterwards.
+//! Snapshots without the `committed` file are not usable; whether they are garbage the coordinator knows.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use unasnap_protocol::name::Name;
+
+use self::manifest::{FORMAT, Identity, MANIFEST_FILE, Manifest, ManifestFile, Saved};
+
+pub mod files;
+pub mod manifest;
+mod verify;
+
+/// Suffix of a folder that is being written. A dot cannot be part of a VM's name.
+const PARTIAL: &str = ".partial";
+/// Marks the snapshots that may be restored.
+const COMMITTED: &str = "committed";
+
+/// The local snapshots of one host.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+    reserve: u64,
+}
+
+/// A local snapshot that is being written.
+#[derive(Debug)]
+pub struct Draft {
+    folder: PathBuf,
+    target: PathBuf,
+}
+
+impl Draft {
+    /// Where its files go.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+/// A local snapshot that is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// BLAKE3 of `manifest.json`, 64 hex digits; it stands for every byte of the snapshot.
+    pub digest: String,
+    /// Lengths of its files added up, bytes; holes count.
+    pub bytes: u64,
+}
+
+/// What the store has of one global snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The snapshot.
+    pub snapshot: Name,
+    /// VMs of which a local snapshot is saved here.
+    pub vms: Vec<Name>,
+    /// See [`Store::commit`].
+    pub committed: bool,
+}
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file could not be read or written.
+    #[error("cannot {what} {path}")]
+    File {
+        /// `write`, `rename` ...
+        what: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Not enough room for a snapshot.
+    #[error(
+        "no room for a snapshot: {needed} bytes are needed below {path} (of which {reserve} are kept free), {free} are free: \
+         delete old snapshots or use a larger disk"
+    )]
+    NoSpace {
+        /// The snapshots folder.
+        path: PathBuf,
+        /// What the snapshot may take, with the reserve.
+        needed: u64,
+        /// What is kept free for the running VMs.
+        reserve: u64,
+        /// What the file system has free.
+        free: u64,
+    },
+    /// The snapshot is not here, or never was.
+    #[error("snapshot {snapshot} of VM {vm} is not on this host")]
+    Absent {
+        /// The snapshot.
+        snapshot: Name,
+        /// The VM.
+        vm: Name,
+    },
+    /// This VM's part of the snapshot was saved before.
+    #[error("{path} exists: a snapshot is never overwritten; delete it first")]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The snapshot is not what was saved.
+    #[error("{path} is damaged: {what}; restore another snapshot")]
+    Damaged {
+        /// The file, or the folder.
+        path: PathBuf,
+        /// How it differs.
+        what: String,
+    },
+}
+
+impl StoreError {
+    fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { what, path, source }
+    }
+}
+
+impl Store {
+    /// Opens, and makes if need be, the store below `state_dir`. `reserve` bytes are kept free for the disks
+    /// of the running VMs.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn open(state_dir: &Path, reserve: u64) -> Result<Self, StoreError> {
+        let root = state_dir.join("snapshots");
+        fs::create_dir_all(&root).map_err(StoreError::file("create", &root))?;
+        Ok(Self { root, reserve })
+    }
+
+    /// Refuses unless `bytes` fit.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`] with the figures.
+    pub fn check_space(&self, bytes: u64) -> Result<(), StoreError> {
+        let stat = nix::sys::statvfs::statvfs(&self.root).map_err(io::Error::from);
+        let stat = stat.map_err(StoreError::file("ask for the free space of", &self.root))?;
+        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+        let needed = bytes.saturating_add(self.reserve);
+        if needed <= free {
+            return Ok(());
+        }
+        Err(StoreError::NoSpace { path: self.root.clone(), needed, reserve: self.reserve, free })
+    }
+
+    /// Makes the folder for the files of a cut. What an earlier attempt left there is deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] when this snapshot of this VM is already saved.
+    pub fn begin(&self, snapshot: &Name, vm: &Name) -> Result<Draft, StoreError> {
+        let target = self.vm_folder(snapshot, vm);
+        let folder = self.root.join(snapshot.as_str()).join(format!("{vm}{PARTIAL}"));
+        if target.exists() {
+            return Err(StoreError::Exists { path: target });
+        }
+        remove_folder(&folder)?;
+        fs::create_dir_all(&folder).map_err(StoreError::file("create", &folder))?;
+        Ok(Draft { folder, target })
+    }
+
+    /// Writes the manifest and gives the folder its name. Files without a digest are hashed here, so call it
+    /// where blocking is allowed.
+    ///
+    /// # Errors
+    /// A file cannot be read or written. The draft is still there then: [`Store::abandon`] it.
+    pub fn finish(&self, draft: &Draft, identity: Identity, saved: Saved) -> Result<Stored, StoreError> {
+        let mut files = Vec::new();
+        for file in saved.files {
+            let path = draft.folder.join(&file.name);
+            let size = fs::metadata(&path).map_err(StoreError::file("read", &path))?.len();
+            let blake3 = match file.blake3 {
+                Some(known) => known,
+                None => files::digest(&path).map_err(StoreError::file("read", &path))?,
+            };
+            files.push(ManifestFile { name: file.name, role: file.role, size, blake3 });
+        }
+        let bytes = files.iter().map(|file| file.size).sum();
+        let unasnap = env!("CARGO_PKG_VERSION").to_owned();
+        let (hypervisor, bases) = (saved.hypervisor, saved.bases);
+        let manifest = Manifest { format: FORMAT, unasnap, identity, hypervisor, files, bases };
+        let path = draft.folder.join(MANIFEST_FILE);
+        let text = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from);
+        let text = text.map_err(StoreError::file("write", &path))?;
+        files::write_durably(&path, &text).map_err(StoreError::file("write", &path))?;
+        fs::rename(&draft.folder, &draft.target).map_err(StoreError::file("rename", &draft.folder))?;
+        let parents = draft.target.ancestors().skip(1).take(2);
+        for folder in parents {
+            files::sync_folder(folder).map_err(StoreError::file("flush", folder))?;
+        }
+        Ok(Stored { digest: blake3::hash(&text).to_hex().to_string(), bytes })
+    }
+
+    /// Deletes a draft; success when it is gone already.
+    ///
+    /// # Errors
+    /// It cannot be deleted.
+    pub fn abandon(&self, draft: &Draft) -> Result<(), StoreError> {
+        remove_folder(&draft.folder)?;
+        self.remove_if_empty(draft.folder.parent())
+    }
+
+    /// Marks a snapshot as usable; call it when the coordinator has committed. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// The mark cannot be written, for instance because nothing of this snapshot is here.
+    pub fn commit(&self, snapshot: &Name) -> Result<(), StoreError> {
+        let path = self.root.join(snapshot.as_str()).join(COMMITTED);
+        files::write_durably(&path, b"").map_err(StoreError::file("write", &path))
+    }
+
+    /// Everything that is saved here, sorted by name.
+    ///
+    /// # Errors
+    /// A folder cannot be listed.
+    pub fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        let mut entries = Vec::new();
+        for snapshot in names_in(&self.root)?.iter().filter_map(|name| Name::new(name).ok()) {
+            let inside = names_in(&self.root.join(snapshot.as_str()))?;
+            let committed = inside.iter().any(|name| name == COMMITTED);
+            let vms = inside.iter().filter(|name| *name != COMMITTED);
+            let vms = vms.filter_map(|name| Name::new(name).ok()).collect();
+            entries.push(Entry { snapshot, vms, committed });
+        }
+        Ok(entries)
+    }
+
+    /// Deletes what is here of a snapshot; success when nothing is. The mark goes first, so that a crash in
+    /// between leaves nothing that looks usable.
+    ///
+    /// # Errors
+    /// Something cannot be deleted.
+    pub fn delete(&self, snapshot: &Name) -> Result<(), StoreError> {
+        let folder = self.root.join(snapshot.as_str());
+        let mark = folder.join(COMMITTED);
+        files::remove_if_there(&mark).map_err(StoreError::file("delete", &mark))?;
+        remove_folder(&folder)
+    }
+
+    /// Deletes one VM's part of a snapshot (after an ABORT); success when it is not there.
+    ///
+    /// # Errors
+    /// It cannot be deleted.
+    pub fn delete_vm(&self, snapshot: &Name, vm: &Name) -> Result<(), StoreError> {
+        let folder = self.vm_folder(snapshot, vm);
+        remove_folder(&folder)?;
+        self.remove_if_empty(folder.parent())
+    }
+
+    /// For the start of the host agent: deletes what was being written when its predecessor ended.
+    ///
+    /// # Errors
+    /// Something cannot be listed or deleted.
+    pub fn remove_partial(&self) -> Result<(), StoreError> {
+        for snapshot in names_in(&self.root)? {
+            let folder = self.root.join(&snapshot);
+            for name in names_in(&folder)?.iter().filter(|name| name.ends_with(PARTIAL)) {
+                remove_folder(&folder.join(name))?;
+            }
+            self.remove_if_empty(Some(&folder))?;
+        }
+        Ok(())
+    }
+
+    /// Folder of a saved local snapshot.
+    #[must_use]
+    pub fn vm_folder(&self, snapshot: &Name, vm: &Name) -> PathBuf {
+        self.root.join(snapshot.as_str()).join(vm.as_str())
+    }
+
+    /// The manifest of a saved local snapshot, unchecked against the files.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], or [`StoreError::Damaged`] when it cannot be understood.
+    pub fn manifest(&self, snapshot: &Name, vm: &Name) -> Result<Manifest, StoreError> {
+        let folder = self.vm_folder(snapshot, vm);
+        if !folder.is_dir() {
+            return Err(StoreError::Absent { snapshot: snapshot.clone(), vm: vm.clone() });
+        }
+        verify::read_manifest(&folder)
+    }
+
+    /// Compares every byte of a saved local snapshot with its manifest. Reads all of it: call it where blocking
+    /// is allowed.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] names the first file that is missing, truncated, changed or foreign.
+    pub fn verify(&self, snapshot: &Name, vm: &Name) -> Result<Manifest, StoreError> {
+        let manifest = self.manifest(snapshot, vm)?;
+        verify::check_identity(&manifest, snapshot, vm, &self.vm_folder(snapshot, vm))?;
+        verify::check_files(&manifest, &self.vm_folder(snapshot, vm))?;
+        Ok(manifest)
+    }
+
+    /// A snapshot's folder disappears with the last thing in it.
+    fn remove_if_empty(&self, folder: Option<&Path>) -> Result<(), StoreError> {
+        let Some(folder) = folder else { return Ok(()) };
+        match fs::remove_dir(folder) {
+            Err(error)
+                if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) =>
+            {
+                Err(StoreError::file("delete", folder)(error))
+            }
+            _ => files::sync_folder(&self.root).map_err(StoreError::file("flush", &self.root)),
+        }
+    }
+}
+
+fn remove_folder(folder: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::file("delete", folder)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Names in a folder, sorted; those that are not UTF-8 are nobody's of ours.
+fn names_in(folder: &Path) -> Result<Vec<String>, StoreError> {
+    let list = || -> io::Result<Vec<String>> {
+        let names =
+            fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name().into_string().ok()));
+        let mut names: Vec<String> = names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect();
+        names.sort();
+        Ok(names)
+    };
+    list().map_err(StoreError::file("list", folder))
+}
+
+#[cfg(test)]
+mod tests;
