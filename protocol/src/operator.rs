@@ -1,1 +1,392 @@
-//! x
+//! Operator's command <-> coordinator. One request per connection; progress may come first, then the
+//! answer.
+//!
+//! ```text
+//! operator's command               coordinator
+//!   Request ----------------------->
+//!        <----- Progress (at least once a second while something is under way)
+//!        <----- Record ... End | Restored | Deleted | Status | Failed
+//! ```
+//!
+//! The structs are also what `--json` prints, so their fields are named for programs: `_ns` are unix
+//! nanoseconds, `_ms` are milliseconds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::{Colouring, CutReport, Failure, Phase, SavedReport, VmState};
+use crate::guest::Epoch;
+use crate::name::Name;
+
+/// Longest time between two replies to one request, seconds.
+pub const MAX_SILENCE_S: u64 = 15;
+/// First message number of this channel's messages.
+pub const FIRST_NUMBER: u16 = 160;
+
+messages! {
+    /// What an operator asks for.
+    pub enum Request with () {
+        /// Answered by `Status`.
+        160 => Status(()),
+        /// Take a snapshot of this deployment, or of the only one. `Progress`, then one `Record`, `End`.
+        161 => Take(Option<Name>),
+        /// Usable snapshots, or with `true` all that are known: one `Record` each, `End`.
+        162 => List(bool),
+        /// One snapshot: `Record`, `End`.
+        163 => Show(Name),
+        /// Answered by `Deleted`.
+        164 => Delete(Name),
+        /// Restore this snapshot, or the newest usable one. `Progress`, then `Restored`.
+        165 => Restore(Option<Name>),
+    }
+}
+
+messages! {
+    /// What the coordinator replies.
+    pub enum Reply with () {
+        /// How far a snapshot or restore is.
+        176 => Progress(Progress),
+        /// One snapshot.
+        177 => Record(Box<SnapshotRecord>),
+        /// No more records.
+        178 => End(()),
+        /// Every member runs again.
+        179 => Restored(RestoreReport),
+        /// The snapshot is gone, or will be.
+        180 => Deleted(DeleteReport),
+        /// The whole state.
+        181 => Status(Box<StatusReport>),
+        /// The request was not carried out.
+        191 => Failed(RequestError),
+    }
+}
+
+/// How far a snapshot or restore is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What is taken or restored.
+    pub snapshot: Name,
+    /// The step that is under way.
+    pub phase: Phase,
+    /// All members.
+    pub members: Vec<Name>,
+    /// Members whose answer this step still misses.
+    pub waiting: Vec<Name>,
+}
+
+/// Kind of a failed request: stable over releases; the command's exit code follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RequestErrorKind {
+    /// The connection's role may not ask this.
+    NotAllowed,
+    /// No such snapshot, deployment, host or VM.
+    NotFound,
+    /// It cannot be done now.
+    Refused,
+    /// It was begun and undone.
+    Aborted,
+    /// A wait ran out.
+    TimedOut,
+    /// A defect or an error of the coordinator's machine.
+    Internal,
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct RequestError {
+    /// Stable code.
+    pub kind: RequestErrorKind,
+    /// What failed, why, what to do.
+    pub text: String,
+}
+
+impl RequestError {
+    /// An error with its words.
+    pub fn new(kind: RequestErrorKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+}
+
+/// Where a global snapshot stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotState {
+    /// Being taken.
+    Open,
+    /// Usable.
+    Committed,
+    /// Undone; kept as a record only.
+    Aborted,
+    /// Its files are being removed.
+    Deleting,
+}
+
+/// One global snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    /// Its name.
+    pub id: Name,
+    /// Whose it is.
+    pub deployment: Name,
+    /// Epoch before the cut.
+    pub epoch: Epoch,
+    /// Where it stands.
+    pub state: SnapshotState,
+    /// Why it was aborted.
+    pub failure: Option<Failure>,
+    /// Were all members coloured? If not, the restored system may hang or lose data.
+    pub consistent: bool,
+    /// How RAM was taken; several ways are joined by commas.
+    pub ram_way: String,
+    /// When PREPARE was sent, RFC 3339, UTC.
+    pub created: String,
+    /// Every member, in the order of their names.
+    pub members: Vec<MemberRecord>,
+    /// When the coordinator took each step.
+    pub phases: PhaseTimes,
+    /// Last cut instant minus first, by the hosts' clocks.
+    pub skew_ms: Option<f64>,
+    /// The slowest local snapshot, from the start of its cut until it was durable.
+    pub save_ms: Option<f64>,
+    /// From TAKE sent to COMMIT journaled.
+    pub global_ms: Option<f64>,
+}
+
+/// When the coordinator took each step, unix nanoseconds of its clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseTimes {
+    /// PREPARE sent.
+    pub prepare_ns: Option<u64>,
+    /// ARM sent.
+    pub arm_ns: Option<u64>,
+    /// TAKE sent.
+    pub take_ns: Option<u64>,
+    /// CLEAR sent.
+    pub clear_ns: Option<u64>,
+    /// COMMIT journaled.
+    pub commit_ns: Option<u64>,
+}
+
+/// One member's part of a global snapshot. What it never reached is `None`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// The VM.
+    pub vm: Name,
+    /// Where its files lie.
+    pub host: Name,
+    /// How its packets were coloured.
+    pub colouring: Colouring,
+    /// How its RAM was taken.
+    pub ram_way: String,
+    /// How long its vCPUs stood still.
+    pub pause_ms: Option<f64>,
+    /// The straddle begins, unix nanoseconds of its host's clock, like the next four.
+    pub send_flipped_ns: Option<u64>,
+    /// vCPUs stopped.
+    pub stopped_ns: Option<u64>,
+    /// The snapshot instant.
+    pub instant_ns: Option<u64>,
+    /// vCPUs run again.
+    pub resumed_ns: Option<u64>,
+    /// The straddle ends.
+    pub receive_flipped_ns: Option<u64>,
+    /// The local snapshot was durable.
+    pub saved_ns: Option<u64>,
+    /// From the start of the cut until it was durable.
+    pub local_ms: Option<f64>,
+    /// blake3 of its manifest, hexadecimal.
+    pub digest: Option<String>,
+    /// Bytes on disk.
+    pub bytes: Option<u64>,
+    /// Where the pause went.
+    pub parts: Vec<PartRecord>,
+    /// Connections to the outside, which do not survive a restore; `None` when the guest cannot tell.
+    pub outside_connections: Option<u32>,
+}
+
+/// One part of a pause.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PartRecord {
+    /// What was done.
+    pub name: String,
+    /// How long it took.
+    pub ms: f64,
+}
+
+impl MemberRecord {
+    /// A member of which nothing is known yet but where it is.
+    #[must_use]
+    pub fn new(vm: Name, host: Name, colouring: Colouring, ram_way: String) -> Self {
+        Self {
+            vm,
+            host,
+            colouring,
+            ram_way,
+            pause_ms: None,
+            send_flipped_ns: None,
+            stopped_ns: None,
+            instant_ns: None,
+            resumed_ns: None,
+            receive_flipped_ns: None,
+            saved_ns: None,
+            local_ms: None,
+            digest: None,
+            bytes: None,
+            parts: Vec::new(),
+            outside_connections: None,
+        }
+    }
+
+    /// Enters what its CUT said.
+    pub fn set_cut(&mut self, cut: &CutReport) {
+        self.pause_ms = Some(ms(cut.pause_ns()));
+        self.send_flipped_ns = Some(cut.send_flipped_ns);
+        self.stopped_ns = Some(cut.stopped_ns);
+        self.instant_ns = Some(cut.instant_ns);
+        self.resumed_ns = Some(cut.resumed_ns);
+        self.receive_flipped_ns = Some(cut.receive_flipped_ns);
+        let part = |(name, ns): &(String, u64)| PartRecord { name: name.clone(), ms: ms(*ns) };
+        self.parts = cut.parts.iter().map(part).collect();
+        self.outside_connections = cut.outside_connections;
+    }
+
+    /// Enters what its SAVED said.
+    pub fn set_saved(&mut self, saved: &SavedReport) {
+        self.saved_ns = Some(saved.saved_ns);
+        self.digest = Some(saved.digest.iter().map(|byte| format!("{byte:02x}")).collect());
+        self.bytes = Some(saved.bytes);
+        self.local_ms = self.send_flipped_ns.map(|start| ms(saved.saved_ns.saturating_sub(start)));
+    }
+}
+
+/// Nanoseconds as milliseconds.
+#[must_use]
+pub fn ms(ns: u64) -> f64 {
+    ns as f64 / 1e6
+}
+
+/// What a restore has done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RestoreReport {
+    /// What was restored.
+    pub snapshot: Name,
+    /// The incarnation that runs now.
+    pub incarnation: u64,
+    /// From the request until every member ran.
+    pub restore_ms: f64,
+    /// Who runs where.
+    pub members: Vec<Place>,
+    /// What was not done, in words.
+    pub warnings: Vec<String>,
+}
+
+/// A VM and its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The VM.
+    pub vm: Name,
+    /// Its host.
+    pub host: Name,
+}
+
+/// What a deletion has done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteReport {
+    /// What is deleted; it can no longer be restored.
+    pub snapshot: Name,
+    /// Members whose files are still there: their hosts remove them when they are connected again.
+    pub waiting: Vec<Place>,
+}
+
+/// The whole state of the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The daemon.
+    pub coordinator: CoordinatorStatus,
+    /// Every host known.
+    pub hosts: Vec<HostStatus>,
+    /// Every VM known.
+    pub vms: Vec<VmStatus>,
+    /// What is under way.
+    pub courses: Vec<CourseStatus>,
+    /// The newest usable snapshot.
+    pub last_snapshot: Option<LastSnapshot>,
+}
+
+/// The daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoordinatorStatus {
+    /// Of its package.
+    pub version: String,
+    /// Counts its starts.
+    pub term: u64,
+    /// Since its start, seconds.
+    pub uptime_s: u64,
+}
+
+/// One host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Its name.
+    pub name: Name,
+    /// Is its agent connected?
+    pub connected: bool,
+    /// Since when it is connected or lost, RFC 3339, UTC; `None` if it was not seen in this term.
+    pub since: Option<String>,
+    /// Version of its agent, as last seen.
+    pub agent_version: String,
+    /// Free bytes for snapshots, as last seen.
+    pub free_bytes: Option<u64>,
+}
+
+/// One VM. What its host says is `None` while that is not connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// Its name.
+    pub name: Name,
+    /// Whose member it is.
+    pub deployment: Name,
+    /// Where it is.
+    pub host: Name,
+    /// What the hypervisor says.
+    pub state: Option<VmState>,
+    /// How its packets are coloured.
+    pub colouring: Option<Colouring>,
+    /// How its RAM is taken.
+    pub ram_way: Option<String>,
+    /// What emulates its processor.
+    pub accelerator: Option<String>,
+    /// Does its guest agent answer?
+    pub guest_agent: Option<bool>,
+    /// Of the running instance.
+    pub incarnation: Option<u64>,
+    /// RAM, MiB.
+    pub memory_mb: Option<u32>,
+    /// Virtual CPUs.
+    pub cpus: Option<u32>,
+}
+
+/// A snapshot or restore under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CourseStatus {
+    /// Of which deployment.
+    pub deployment: Name,
+    /// What is taken or restored.
+    pub snapshot: Name,
+    /// The step.
+    pub phase: Phase,
+    /// Members whose answer it still misses.
+    pub waiting: Vec<Name>,
+}
+
+/// The newest usable snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastSnapshot {
+    /// Its name.
+    pub id: Name,
+    /// Whose it is.
+    pub deployment: Name,
+    /// RFC 3339, UTC.
+    pub created: String,
+}

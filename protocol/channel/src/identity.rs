@@ -70,7 +70,7 @@ pub enum IdentityError {
         /// The CA's file.
         ca: PathBuf,
         /// What does not fit.
-        source: rustls::Error,
+        source: Box<rustls::Error>,
     },
 }
 
@@ -87,9 +87,13 @@ impl Identity {
             .first()
             .and_then(Peer::of)
             .ok_or_else(|| IdentityError::NoRole { path: cert.to_owned() })?;
-        let (client, server) = configs(authorities, chain, secret).map_err(|source| {
-            IdentityError::Mismatch { cert: cert.to_owned(), key: key.to_owned(), ca: ca.to_owned(), source }
-        })?;
+        let (client, server) =
+            configs(authorities, chain, secret).map_err(|source| IdentityError::Mismatch {
+                cert: cert.to_owned(),
+                key: key.to_owned(),
+                ca: ca.to_owned(),
+                source: Box::new(source),
+            })?;
         Ok(Self { peer, client: Arc::new(client), server: Arc::new(server) })
     }
 

@@ -10,7 +10,7 @@
 //! Nothing runs before everything is loaded and every old instance is known dead: START leaves only
 //! when the last LOADED has come. A restore that fails leaves the snapshot as it was.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Command, Event};
@@ -63,8 +63,8 @@ pub struct Restore {
     members: BTreeSet<Name>,
     addresses: Vec<Prefix>,
     awaited: BTreeSet<Name>,
-    /// The last NOT_READY of each phase, for the report.
-    not_ready: Option<(Name, Failure)>,
+    /// Why members are not ready, as each last said, for the report.
+    not_ready: BTreeMap<Name, Failure>,
     warnings: Vec<String>,
     commands: Vec<Command<Decision>>,
 }
@@ -83,7 +83,7 @@ impl Restore {
             members: members.clone(),
             addresses: addresses.to_vec(),
             awaited: BTreeSet::new(),
-            not_ready: None,
+            not_ready: BTreeMap::new(),
             warnings: Vec::new(),
             commands: Vec::new(),
         };
@@ -118,10 +118,7 @@ impl Restore {
     pub fn handle(&mut self, event: Event) -> Vec<Command<Decision>> {
         match event {
             Event::Answer(vm, answer) if self.members.contains(&vm) => self.on_answer(&vm, answer),
-            Event::HostLost(vm) if self.members.contains(&vm) && self.state != State::Done => {
-                let text = "the connection to its host broke; look at the host agent's log there";
-                self.fail(Some(&vm), Failure::new(FailureKind::HostLost, self.phase(), text));
-            }
+            Event::HostLost(vm) if self.members.contains(&vm) => self.on_host_lost(vm),
             Event::Answer(..) | Event::HostLost(_) => {}
             Event::Deadline => self.on_deadline(),
         }
@@ -140,9 +137,26 @@ impl Restore {
         }
     }
 
+    /// While hosts are polled, one may go and come back: it is asked again then.
+    fn on_host_lost(&mut self, vm: Name) {
+        let text = "the connection to its host broke; look at the host agent's log there";
+        let failure = Failure::new(FailureKind::HostLost, self.phase(), text);
+        match self.state {
+            State::Polling => {
+                self.awaited.insert(vm.clone());
+                self.not_ready.insert(vm, failure);
+            }
+            State::Loading | State::Starting => self.fail(Some(&vm), failure),
+            State::Done => {}
+        }
+    }
+
     fn on_answer(&mut self, vm: &Name, answer: Answer) {
         match (self.state, answer) {
-            (State::Polling, Answer::Refused(failure)) => self.not_ready = Some((vm.clone(), failure)),
+            (State::Polling, Answer::Refused(failure)) => {
+                self.awaited.insert(vm.clone());
+                self.not_ready.insert(vm.clone(), failure);
+            }
             (State::Loading | State::Starting, Answer::Refused(failure)) => self.fail(Some(vm), failure),
             (State::Polling, Answer::Ready(())) | (State::Loading, Answer::Loaded(())) => self.arrived(vm),
             (State::Starting, Answer::Started(problems)) => {
@@ -153,7 +167,16 @@ impl Restore {
         }
     }
 
+    fn limit(&self) -> Duration {
+        match self.state {
+            State::Polling => self.limits.poll,
+            State::Loading => self.limits.load,
+            State::Starting | State::Done => self.limits.start,
+        }
+    }
+
     fn arrived(&mut self, vm: &Name) {
+        self.not_ready.remove(vm);
         if !self.awaited.remove(vm) || !self.awaited.is_empty() {
             return;
         }
@@ -178,12 +201,14 @@ impl Restore {
         if self.state == State::Done {
             return;
         }
-        if let (State::Polling, Some((vm, failure))) = (self.state, self.not_ready.take()) {
-            return self.fail(Some(&vm), failure);
-        }
-        let late: Vec<_> = self.awaited.iter().map(Name::as_str).collect();
-        let text = format!("no answer from {}", late.join(", "));
-        self.fail(None, Failure::new(FailureKind::TimedOut, self.phase(), text));
+        let reason = |vm: &Name| match self.not_ready.get(vm) {
+            Some(failure) => format!("{vm}: {}", failure.text),
+            None => format!("{vm}: no answer in {} s", self.limit().as_secs()),
+        };
+        let text = self.awaited.iter().map(reason).collect::<Vec<_>>().join("; ");
+        let said = self.awaited.iter().find_map(|vm| self.not_ready.get(vm));
+        let kind = said.map_or(FailureKind::TimedOut, |failure| failure.kind);
+        self.fail(None, Failure::new(kind, self.phase(), text));
     }
 
     fn fail(&mut self, vm: Option<&Name>, failure: Failure) {
