@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use unasnap_protocol::name::Name;
 
+use crate::hypervisor::qemu::QemuConfig;
+
 /// The file as the operator writes it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,12 +22,9 @@ pub struct Config {
     pub vm_dir: PathBuf,
     /// Certificates.
     pub tls: Tls,
-    /// `auto`, `kvm` or `tcg`.
+    /// How QEMU is used.
     #[serde(default)]
-    pub accel: crate::hypervisor::Accel,
-    /// `auto` or the name of a way to take RAM.
-    #[serde(default)]
-    pub ram_way: crate::hypervisor::RamChoice,
+    pub qemu: QemuConfig,
     /// MiB that snapshots leave free on their file system.
     #[serde(default = "default_reserve")]
     pub reserve_mb: u64,
@@ -55,8 +54,8 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("the configuration {} cannot be read", path.display()))?;
-        let mut config: Self =
-            toml::from_str(&text).with_context(|| format!("the configuration {} is wrong", path.display()))?;
+        let mut config: Self = toml::from_str(&text)
+            .with_context(|| format!("the configuration {} is wrong", path.display()))?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let Tls { ca, cert, key } = &mut config.tls;
         for entry in [&mut config.state_dir, &mut config.vm_dir, ca, cert, key] {
@@ -70,6 +69,7 @@ impl Config {
         }
         std::fs::create_dir_all(&config.state_dir)
             .with_context(|| format!("state_dir {} cannot be created", config.state_dir.display()))?;
+        config.qemu.state_dir.clone_from(&config.state_dir);
         Ok(config)
     }
 }

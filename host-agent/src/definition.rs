@@ -25,6 +25,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::name::Name;
 
 /// Least memory of a VM, MiB; most distribution kernels do not boot below it.
@@ -196,6 +197,12 @@ impl VmDefinition {
         kernel.chain(initrd).chain(disks.map(|(n, disk)| (format!("disk[{n}].image"), &mut disk.image)))
     }
 
+    /// Addresses of all network cards by which other members know this VM.
+    #[must_use]
+    pub fn prefixes(&self) -> Vec<Prefix> {
+        self.nics.iter().flat_map(|nic| &nic.addresses).filter_map(|address| prefix(address)).collect()
+    }
+
     /// RAM, bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
@@ -274,7 +281,7 @@ impl Checker<'_> {
             self.require(is_mac(&nic.mac), &key("mac"), &nic.mac, "use six hex bytes, the first one even")?;
             for address in &nic.addresses {
                 let rule = "use an IP address or a prefix such as 10.77.1.0/24";
-                self.require(is_prefix(address), &key("addresses"), address, rule)?;
+                self.require(prefix(address).is_some(), &key("addresses"), address, rule)?;
             }
         }
         Ok(())
@@ -308,11 +315,17 @@ fn is_mac(text: &str) -> bool {
     bytes.len() == 6 && bytes.iter().all(hex) && unicast(bytes[0])
 }
 
-fn is_prefix(text: &str) -> bool {
-    let (address, length) = text.split_once('/').unwrap_or((text, "0"));
-    let Ok(address) = address.parse::<IpAddr>() else { return false };
+/// `10.77.1.1` or `10.77.1.0/24`; an address alone stands for itself.
+fn prefix(text: &str) -> Option<Prefix> {
+    let (address, length) =
+        text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
+    let address = address.parse::<IpAddr>().ok()?;
     let longest = if address.is_ipv4() { 32 } else { 128 };
-    length.parse::<u8>().is_ok_and(|length| length <= longest)
+    let length = length.map_or(Ok(longest), str::parse).ok().filter(|length| *length <= longest)?;
+    Some(match address {
+        IpAddr::V4(address) => Prefix::V4(address.octets(), length),
+        IpAddr::V6(address) => Prefix::V6(address.octets(), length),
+    })
 }
 
 #[cfg(test)]

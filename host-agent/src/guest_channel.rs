@@ -13,7 +13,8 @@ use tokio::time::{Instant, timeout_at};
 use unasnap_protocol::control::{Failure, FailureKind, Phase};
 use unasnap_protocol::frame::{Decoder, MAX_GUEST_PAYLOAD};
 use unasnap_protocol::guest::{
-    Epoch, Flip, GuestReply, GuestRequest, Identity, Prefix, ReplyHead, RequestHead, SetMembers, StartHooks, WordState,
+    Epoch, Flip, GuestReply, GuestRequest, Identity, Prefix, ReplyHead, RequestHead, SetMembers, StartHooks,
+    WordState,
 };
 
 use crate::clock::unix_ns;
@@ -183,7 +184,9 @@ impl GuestChannel {
         loop {
             while let Ok(Some(frame)) = decoder.next_frame() {
                 match GuestReply::decode(&frame) {
-                    Ok((ReplyHead { sequence: answered }, reply)) if answered == *sequence => return Ok(reply),
+                    Ok((ReplyHead { sequence: answered }, reply)) if answered == *sequence => {
+                        return Ok(reply);
+                    }
                     Ok(_) => {}
                     Err(error) => tracing::warn!(%error, "the guest agent sent something else than a reply"),
                 }

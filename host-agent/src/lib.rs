@@ -2,10 +2,23 @@
 //!
 //! | module | what is in it |
 //! |---|---|
+//! | [`config`] | `host.toml` |
 //! | [`definition`] | VM definitions in TOML |
 //! | [`hypervisor`] | the trait that every hypervisor driver implements, and the QEMU driver |
 //! | [`store`] | local snapshots on this host's disk |
+//! | [`guest_channel`] | requests to the guest agent |
+//! | [`works`] | what a member's jobs do, the straddle among them |
+//! | [`member`] | the task around one VM's participant |
+//! | [`link`] | the connection to the coordinator |
+//! | [`run`] | all of it together |
 
+pub mod clock;
+pub mod config;
 pub mod definition;
+pub mod guest_channel;
 pub mod hypervisor;
+pub mod link;
+pub mod member;
+pub mod run;
 pub mod store;
+pub mod works;

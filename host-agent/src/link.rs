@@ -9,12 +9,14 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use unasnap_channel::{Connection, Identity};
+use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{
-    Answer, CoordinatorSession, Envelope, Failure, FailureKind, Hello, HostSession, Inventory, Order, ToHost, Undecided,
+    Answer, CoordinatorSession, Envelope, Failure, FailureKind, Hello, HostSession, Inventory, Order, ToHost,
+    Undecided,
 };
 use unasnap_protocol::frame::Frame;
+use unasnap_protocol::name::Name;
 use unasnap_protocol::participant::phase_of;
-use unasnap_protocol::PROTOCOL_VERSION;
 
 use crate::config::Config;
 use crate::member::Members;
@@ -67,7 +69,9 @@ impl Link {
             .with_context(|| format!("the coordinator at {address} did not answer the hello in 5 s"))??;
         let welcome = match first.map(|frame| ToHost::decode(&frame)).transpose()? {
             Some(ToHost::Session(CoordinatorSession::Welcome(welcome))) => welcome,
-            Some(ToHost::Session(CoordinatorSession::Goodbye(why))) => bail!("the coordinator refuses this host: {why}"),
+            Some(ToHost::Session(CoordinatorSession::Goodbye(why))) => {
+                bail!("the coordinator refuses this host: {why}")
+            }
             _ => bail!("the coordinator at {address} closed the connection instead of welcoming this host"),
         };
         tracing::info!(term = welcome.term, "connected to the coordinator at {address}");
@@ -125,17 +129,42 @@ impl Link {
 
     fn inventory(&self) -> Inventory {
         let vms = self.members.values().map(|member| member.standing().report).collect();
-        Inventory { vms, free_bytes: self.store.free_bytes() }
+        Inventory { vms, free_bytes: self.store.free_bytes().unwrap_or(0) }
     }
 
     /// Snapshots that members hold open, and those that an earlier run of this agent left in the store.
     fn undecided(&self) -> Vec<Undecided> {
-        let mut open: Vec<_> = self.members.values().filter_map(|member| member.standing().undecided).collect();
-        for left in self.store.undecided() {
+        let mut open: Vec<_> =
+            self.members.values().filter_map(|member| member.standing().undecided).collect();
+        for left in self.left_by_predecessor() {
             if !open.iter().any(|known| known.envelope.same_course(&left.envelope)) {
                 open.push(left);
             }
         }
         open
+    }
+
+    /// Durable local snapshots without the mark of COMMIT. Whoever ordered them has a lower term than
+    /// any coordinator that answers now.
+    fn left_by_predecessor(&self) -> Vec<Undecided> {
+        let listed =
+            self.store.list().inspect_err(|error| tracing::warn!("the store cannot be listed: {error}"));
+        let entries = listed.unwrap_or_default().into_iter().filter(|entry| !entry.committed);
+        let each =
+            entries.flat_map(|entry| entry.vms.into_iter().map(move |vm| (entry.snapshot.clone(), vm)));
+        let envelope = |(snapshot, vm): (Name, Name)| {
+            let manifest = self.store.manifest(&snapshot, &vm).ok()?;
+            let incarnation = self.members.get(&vm)?.standing().report.incarnation;
+            let epoch = u32::try_from(manifest.identity.epoch).ok()?;
+            Some(Envelope {
+                vm,
+                deployment: manifest.identity.deployment,
+                snapshot,
+                epoch,
+                term: 0,
+                incarnation,
+            })
+        };
+        each.filter_map(envelope).map(|envelope| Undecided { envelope, saved: true }).collect()
     }
 }

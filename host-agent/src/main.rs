@@ -1,2 +1,34 @@
-//! Skeleton.
-fn main() {}
+//! `unasnap-host`: the agent that runs on every host.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use unasnap_host::config::Config;
+
+/// Snapshots and restores the VMs of this host for unasnap's coordinator.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run until told to stop. VMs outlive the agent and are adopted again at its next start.
+    Run {
+        /// The host's configuration.
+        #[arg(long, default_value = "/etc/unasnap/host.toml")]
+        config: PathBuf,
+    },
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let Command::Run { config } = Arguments::parse().command;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    unasnap_host::run::run(Config::load(&config)?).await
+}

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
-use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Order, Phase, SavedReport, Undecided, VmReport};
+use unasnap_protocol::control::{
+    Answer, Envelope, Failure, FailureKind, Order, Phase, SavedReport, Undecided, VmReport,
+};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::participant::{Command, Event, Job, Outcome, Participant, Step};
 
@@ -62,7 +64,16 @@ pub async fn start(works: Arc<Works>, answers: mpsc::UnboundedSender<(Envelope, 
     let standing = Standing { report: works.report().await, undecided: None };
     let (standing_sender, standing) = watch::channel(standing);
     let participant = Participant::new(works.incarnation().await);
-    let member = Member { participant, works, answers, job: None, saving: None, looking: None, wake: None, standing: standing_sender };
+    let member = Member {
+        participant,
+        works,
+        answers,
+        job: None,
+        saving: None,
+        looking: None,
+        wake: None,
+        standing: standing_sender,
+    };
     tokio::spawn(member.run(orders));
     Handle { orders: order_sender, standing }
 }
@@ -186,8 +197,8 @@ fn limit(step: &Step) -> (Duration, Phase) {
         Step::Commit => (8, Phase::Commit),
         Step::Undo => (8, Phase::Abort),
         Step::Poll => (120, Phase::Poll),
-        Step::Restore(_) => (280, Phase::Restore),
-        Step::Start => (25, Phase::Start),
+        Step::Restore => (280, Phase::Restore),
+        Step::Start(_) => (25, Phase::Start),
         Step::Delete => (60, Phase::Delete),
     };
     (Duration::from_secs(seconds), phase)

@@ -145,14 +145,22 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoSpace`] with the figures.
     pub fn check_space(&self, bytes: u64) -> Result<(), StoreError> {
-        let stat = nix::sys::statvfs::statvfs(&self.root).map_err(io::Error::from);
-        let stat = stat.map_err(StoreError::file("ask for the free space of", &self.root))?;
-        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+        let free = self.free_bytes()?;
         let needed = bytes.saturating_add(self.reserve);
         if needed <= free {
             return Ok(());
         }
         Err(StoreError::NoSpace { path: self.root.clone(), needed, reserve: self.reserve, free })
+    }
+
+    /// Bytes that are free where snapshots are kept.
+    ///
+    /// # Errors
+    /// The file system does not say.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let stat = nix::sys::statvfs::statvfs(&self.root).map_err(io::Error::from);
+        let stat = stat.map_err(StoreError::file("ask for the free space of", &self.root))?;
+        Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
     }
 
     /// Makes the folder for the files of a cut. What an earlier attempt left there is deleted.
@@ -220,6 +228,12 @@ impl Store {
         files::write_durably(&path, b"").map_err(StoreError::file("write", &path))
     }
 
+    /// Was this snapshot marked by [`Store::commit`]?
+    #[must_use]
+    pub fn is_committed(&self, snapshot: &Name) -> bool {
+        self.root.join(snapshot.as_str()).join(COMMITTED).exists()
+    }
+
     /// Everything that is saved here, sorted by name.
     ///
     /// # Errors
@@ -248,14 +262,18 @@ impl Store {
         remove_folder(&folder)
     }
 
-    /// Deletes one VM's part of a snapshot (after an ABORT); success when it is not there.
+    /// Deletes one VM's part of a snapshot, and the mark with the last of them; success when it is not there.
     ///
     /// # Errors
     /// It cannot be deleted.
     pub fn delete_vm(&self, snapshot: &Name, vm: &Name) -> Result<(), StoreError> {
         let folder = self.vm_folder(snapshot, vm);
         remove_folder(&folder)?;
-        self.remove_if_empty(folder.parent())
+        let Some(parent) = folder.parent().filter(|parent| parent.exists()) else { return Ok(()) };
+        if names_in(parent)?.iter().all(|name| name == COMMITTED) {
+            return self.delete(snapshot);
+        }
+        Ok(())
     }
 
     /// For the start of the host agent: deletes what was being written when its predecessor ended.

@@ -15,7 +15,8 @@ use crate::clock::unix_ns;
 use crate::definition::{Colouring, VmDefinition};
 use crate::guest_channel::{GuestChannel, GuestError, member_table};
 use crate::hypervisor::{Hypervisor, HypervisorError, Vm, VmState};
-use crate::store::{Store, StoreError};
+use crate::store::manifest::{Identity, Saved};
+use crate::store::{Draft, Store, StoreError};
 
 mod report;
 mod resumption;
@@ -27,6 +28,8 @@ pub struct Works {
     store: Store,
     instance: Mutex<Option<Box<dyn Vm>>>,
     guest: Mutex<GuestChannel>,
+    /// The local snapshot that is being written, from PREPARE to SAVED.
+    draft: Arc<Mutex<Option<Draft>>>,
     /// Test switch: how much later than ordered this VM's cut begins.
     take_delay: Duration,
     last_report: report::Remembered,
@@ -46,8 +49,16 @@ impl Works {
             Some(vm) => GuestChannel::new(vm.guest_channel_path().to_owned(), vm.incarnation()),
             None => GuestChannel::new(std::path::PathBuf::new(), 0),
         };
-        let (instance, guest) = (Mutex::new(instance), Mutex::new(guest));
-        Self { definition, hypervisor, store, instance, guest, take_delay, last_report: Default::default() }
+        Self {
+            definition,
+            hypervisor,
+            store,
+            instance: Mutex::new(instance),
+            guest: Mutex::new(guest),
+            draft: Arc::default(),
+            take_delay,
+            last_report: report::Remembered::default(),
+        }
     }
 
     /// Incarnation of the running instance; 0 when there is none.
@@ -69,9 +80,9 @@ impl Works {
             Step::Commit => self.commit(&envelope).await?,
             Step::Undo => self.undo(&envelope).await?,
             Step::Poll => self.poll(&envelope).await?,
-            Step::Restore(_) => self.restore(&envelope).await?,
+            Step::Restore => self.restore(&envelope).await?,
             Step::Start(members) => return self.start(&envelope, members).await.map(Outcome::Started),
-            Step::Delete => self.delete(&envelope, Phase::Delete).await?,
+            Step::Delete => self.delete(&envelope, Phase::Delete)?,
         }
         Ok(Outcome::Done)
     }
@@ -98,7 +109,9 @@ impl Works {
         }
         let store_failure = |error: StoreError| store_failure(&error, Phase::Prepare);
         self.store.check_space(vm.space_needed()).map_err(store_failure)?;
-        let folder = self.store.begin(&envelope.snapshot, &self.definition.name).map_err(store_failure)?;
+        let draft = self.store.begin(&envelope.snapshot, &self.definition.name).map_err(store_failure)?;
+        let folder = draft.folder().to_owned();
+        *self.draft.lock().await = Some(draft);
         vm.prepare_cut(&folder).await.map_err(|error| hypervisor_failure(&error, Phase::Prepare))?;
         self.set_word(WordState::colouring(envelope.epoch), Phase::Prepare).await
     }
@@ -148,26 +161,42 @@ impl Works {
             let vm = instance.as_mut().ok_or_else(|| self.not_running(Phase::Save))?;
             vm.save().await.map_err(|error| hypervisor_failure(&error, Phase::Save))?
         };
-        let identity = crate::store::manifest::Identity {
+        let identity = Identity {
             snapshot: envelope.snapshot.clone(),
             deployment: envelope.deployment.clone(),
             epoch: u64::from(envelope.epoch),
             definition: self.definition.clone(),
         };
+        self.finish(identity, saved).await
+    }
+
+    /// Makes the draft a local snapshot. The thread that hashes cannot be stopped, so it keeps the
+    /// draft locked: whoever undoes waits for it.
+    async fn finish(&self, identity: Identity, saved: Saved) -> Result<SavedReport, Failure> {
+        let mut draft = self.draft.clone().lock_owned().await;
         let store = self.store.clone();
-        let finished = tokio::task::spawn_blocking(move || store.finish(identity, saved))
-            .await
-            .map_err(|error| Failure::new(FailureKind::Internal, Phase::Save, error.to_string()))?
-            .map_err(|error| store_failure(&error, Phase::Save))?;
-        Ok(SavedReport { digest: finished.digest, bytes: finished.bytes, saved_ns: unix_ns() })
+        let finished = tokio::task::spawn_blocking(move || {
+            let Some(prepared) = draft.take() else { return Ok(None) };
+            let finished = store.finish(&prepared, identity, saved);
+            if finished.is_err() {
+                store.abandon(&prepared)?;
+            }
+            finished.map(Some)
+        });
+        let internal = |text: String| Failure::new(FailureKind::Internal, Phase::Save, text);
+        let stored = finished.await.map_err(|error| internal(error.to_string()))?;
+        let stored = stored.map_err(|error| store_failure(&error, Phase::Save))?;
+        let stored = stored.ok_or_else(|| internal("no folder was prepared for this snapshot".to_owned()))?;
+        let digest = blake3::Hash::from_hex(&stored.digest).map_err(|error| internal(error.to_string()))?;
+        Ok(SavedReport { digest: *digest.as_bytes(), bytes: stored.bytes, saved_ns: unix_ns() })
     }
 
     /// The mark comes first: whatever happens to the guest afterwards, the snapshot is usable. A
     /// guest that cannot be told to stop colouring is told at the next snapshot.
     async fn commit(&self, envelope: &Envelope) -> Result<(), Failure> {
-        self.store
-            .commit(&envelope.snapshot, &self.definition.name)
-            .map_err(|error| store_failure(&error, Phase::Commit))?;
+        let failure = |error: StoreError| store_failure(&error, Phase::Commit);
+        self.store.manifest(&envelope.snapshot, &self.definition.name).map_err(failure)?;
+        self.store.commit(&envelope.snapshot).map_err(failure)?;
         if let Err(failure) = self.make_idle(envelope.epoch + 1, Phase::Commit).await {
             tracing::warn!(vm = %envelope.vm, "colouring stays on until the next snapshot: {failure}");
         }
@@ -185,16 +214,19 @@ impl Works {
         if let Err(failure) = self.make_idle(envelope.epoch + 1, Phase::Abort).await {
             tracing::warn!(vm = %envelope.vm, "the member advances by itself after its lease: {failure}");
         }
-        self.delete(envelope, Phase::Abort).await
+        if let Some(draft) = self.draft.lock().await.take() {
+            self.store.abandon(&draft).map_err(|error| store_failure(&error, Phase::Abort))?;
+        }
+        if self.store.is_committed(&envelope.snapshot) {
+            let text = "this snapshot is committed; it can be deleted, not aborted";
+            return Err(Failure::new(FailureKind::Stale, Phase::Abort, text));
+        }
+        self.delete(envelope, Phase::Abort)
     }
 
-    async fn delete(&self, envelope: &Envelope, phase: Phase) -> Result<(), Failure> {
-        let name = &self.definition.name;
-        let result = match phase {
-            Phase::Delete => self.store.delete(&envelope.snapshot, name),
-            _ => self.store.discard(&envelope.snapshot, name),
-        };
-        result.map_err(|error| store_failure(&error, phase))
+    fn delete(&self, envelope: &Envelope, phase: Phase) -> Result<(), Failure> {
+        let deleted = self.store.delete_vm(&envelope.snapshot, &self.definition.name);
+        deleted.map_err(|error| store_failure(&error, phase))
     }
 
     async fn make_idle(&self, epoch: u32, phase: Phase) -> Result<(), Failure> {
@@ -230,7 +262,10 @@ fn hypervisor_failure(error: &HypervisorError, phase: Phase) -> Failure {
 }
 
 fn store_failure(error: &StoreError, phase: Phase) -> Failure {
-    let kind = if error.is_space() { FailureKind::NoSpace } else { FailureKind::Files };
+    let kind = match error {
+        StoreError::NoSpace { .. } => FailureKind::NoSpace,
+        _ => FailureKind::Files,
+    };
     Failure::new(kind, phase, chain(error))
 }
 

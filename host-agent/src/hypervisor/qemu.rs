@@ -49,7 +49,7 @@ const SPAWN_PATIENCE: Duration = Duration::from_secs(60);
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The `[qemu]` part of the host agent's configuration.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QemuConfig {
     /// The host agent's state folder; set by the program, not in the table.
@@ -290,11 +290,9 @@ async fn spawn(
     let mut command = Command::new(BINARY);
     command.args(arguments);
     command.arg("-daemonize").arg("-pidfile").arg(&folder.pid_file).arg("-D").arg(&folder.log);
-    let sockets = [("-qmp", None, &folder.qmp), ("-chardev", Some("socket,id=guest,path="), &folder.guest)];
-    for (option, prefix, socket) in sockets {
-        let head = prefix.unwrap_or("unix:");
-        command.arg(option).arg(format!("{head}{},server=on,wait=off", socket.display()));
-    }
+    let server = |kind: &str, path| format!("{kind}{},server=on,wait=off", command::option_value(path));
+    command.arg("-qmp").arg(server("unix:", &folder.qmp));
+    command.arg("-chardev").arg(server("socket,id=guest,path=", &folder.guest));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
     let ended = tokio::time::timeout(SPAWN_PATIENCE, command.status()).await;
     let status = match ended {

@@ -72,6 +72,17 @@ pub enum Accel {
     Tcg,
 }
 
+impl Accel {
+    /// As configuration and reports write it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
 /// How the RAM of a VM gets its instant, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -82,6 +93,18 @@ pub enum RamWay {
     RamCopy,
     /// The VM stands still until everything is written.
     StopAndSave,
+}
+
+impl RamWay {
+    /// As configuration and reports write it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::BackgroundSnapshot => "background-snapshot",
+            Self::RamCopy => "ram-copy",
+            Self::StopAndSave => "stop-and-save",
+        }
+    }
 }
 
 /// One file of a local snapshot.

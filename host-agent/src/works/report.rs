@@ -28,10 +28,15 @@ impl Works {
                 Colouring::Guest => control::Colouring::Guest,
                 Colouring::None => control::Colouring::None,
             },
-            ram_way: facts.ram_way.to_string(),
-            accelerator: facts.accel.to_string(),
+            ram_way: facts.ram_way.label().to_owned(),
+            accelerator: facts.accel.label().to_owned(),
             guest,
-            incarnation: self.instance.try_lock().ok().and_then(|vm| vm.as_ref().map(|vm| vm.incarnation())).unwrap_or(0),
+            incarnation: self
+                .instance
+                .try_lock()
+                .ok()
+                .and_then(|vm| vm.as_ref().map(|vm| vm.incarnation()))
+                .unwrap_or(0),
         }
     }
 
@@ -52,7 +57,8 @@ impl Works {
                 Ok(VmState::Running) => {
                     drop(instance);
                     let answers = self.guest_answers().await;
-                    let state = if answers || !self.colours() || remembered().is_some_and(|(_, guest)| guest) {
+                    let state = if answers || !self.colours() || remembered().is_some_and(|(_, guest)| guest)
+                    {
                         control::VmState::Running
                     } else {
                         control::VmState::Starting

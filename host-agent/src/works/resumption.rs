@@ -9,7 +9,7 @@ use unasnap_protocol::guest::{Prefix, StartHooks, WordState};
 use super::{Works, hypervisor_failure, store_failure};
 use crate::clock::unix_ns;
 use crate::guest_channel::{GuestChannel, member_table};
-use crate::hypervisor::SavedVm;
+use crate::hypervisor::{HypervisorError, SavedVm};
 
 /// How long a resumed guest may take until its agent answers again; it wakes up in the middle of a cut.
 const WAKE_LIMIT: Duration = Duration::from_secs(15);
@@ -17,7 +17,8 @@ const WAKE_LIMIT: Duration = Duration::from_secs(15);
 impl Works {
     /// Everything here, complete, and with the right digests?
     pub(super) async fn poll(&self, envelope: &Envelope) -> Result<(), Failure> {
-        let (store, snapshot, vm) = (self.store.clone(), envelope.snapshot.clone(), self.definition.name.clone());
+        let (store, snapshot, vm) =
+            (self.store.clone(), envelope.snapshot.clone(), self.definition.name.clone());
         tokio::task::spawn_blocking(move || store.verify(&snapshot, &vm))
             .await
             .map_err(|error| Failure::new(FailureKind::Internal, Phase::Poll, error.to_string()))?
@@ -28,25 +29,31 @@ impl Works {
     /// The old instance dies before the new one is made: two of one VM never live at once here.
     pub(super) async fn restore(&self, envelope: &Envelope) -> Result<(), Failure> {
         let name = &self.definition.name;
-        let saved = self.store.open_local(&envelope.snapshot, name).map_err(|error| store_failure(&error, Phase::Restore))?;
-        let failure = |error| hypervisor_failure(&error, Phase::Restore);
+        let manifest = self
+            .store
+            .manifest(&envelope.snapshot, name)
+            .map_err(|error| store_failure(&error, Phase::Restore))?;
+        let folder = self.store.vm_folder(&envelope.snapshot, name);
+        let failure = |error: HypervisorError| hypervisor_failure(&error, Phase::Restore);
         let mut instance = self.instance.lock().await;
         *instance = None;
         self.hypervisor.destroy(name).await.map_err(failure)?;
-        let saved = SavedVm { folder: &saved.folder, manifest: &saved.manifest };
-        let vm = self
-            .hypervisor
-            .restore(&self.definition, saved, envelope.incarnation)
-            .await
-            .map_err(failure)?;
-        *self.guest.lock().await = GuestChannel::new(vm.guest_channel_path().to_owned(), envelope.incarnation);
+        let saved = SavedVm { folder: &folder, manifest: &manifest };
+        let vm =
+            self.hypervisor.restore(&self.definition, saved, envelope.incarnation).await.map_err(failure)?;
+        *self.guest.lock().await =
+            GuestChannel::new(vm.guest_channel_path().to_owned(), envelope.incarnation);
         *instance = Some(vm);
         Ok(())
     }
 
     /// Resumes, then tells the guest what it cannot know. Hooks that fail are told to the operator;
     /// the word must be set, or the member would go on straddling until its lease.
-    pub(super) async fn start(&self, envelope: &Envelope, members: Vec<Prefix>) -> Result<Vec<String>, Failure> {
+    pub(super) async fn start(
+        &self,
+        envelope: &Envelope,
+        members: Vec<Prefix>,
+    ) -> Result<Vec<String>, Failure> {
         {
             let mut instance = self.living(Phase::Start).await?;
             let vm = instance.as_mut().ok_or_else(|| self.not_running(Phase::Start))?;

@@ -1,5 +1,7 @@
 //! The command line. Every way of taking RAM restores with the same one, so there is only this one.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::instance::{Chain, VmFolder};
@@ -59,18 +61,15 @@ pub(super) fn arguments(
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     add("-name", format!("{},debug-threads=on", vm.name));
     add("-smp", vm.cpus.to_string());
-    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
-    add(
-        "-chardev",
-        json_text(&json!({"id": "console", "backend": {"type": "file",
-        "data": {"out": folder.console, "append": true}}})),
-    );
+    // Denying `spawn` and `elevateprivileges` as well would forbid QEMU to daemonize.
+    add("-sandbox", "on,obsolete=deny,resourcecontrol=deny".to_owned());
+    add("-chardev", format!("file,id=console,append=on,path={}", option_value(&folder.console)));
     add("-serial", "chardev:console".to_owned());
     add("-device", "virtio-serial-pci,id=serial0,max_ports=2".to_owned());
     add("-device", format!("virtserialport,bus=serial0.0,nr=1,chardev=guest,name={GUEST_PORT}"));
     for (index, chain) in chains.iter().enumerate() {
         for node in blockdevs(index, chain, folder) {
-            add("-blockdev", json_text(&node));
+            add("-blockdev", node.to_string());
         }
         let (id, node) = (disk_id(index), chain.active().node());
         add("-device", format!("virtio-blk-pci,id={id},drive={node}"));
@@ -118,6 +117,7 @@ pub(super) fn node(name: &str, path: &str, backing: &Value, read_only: bool) -> 
     node
 }
 
-fn json_text(value: &Value) -> String {
-    value.to_string()
+/// A path as the value of a QEMU option, where a comma would end it.
+pub(super) fn option_value(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
 }

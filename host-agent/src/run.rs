@@ -1,0 +1,126 @@
+//! The whole host agent: opens what it needs, finds or starts its VMs, then serves until it is told to stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use unasnap_channel::{Identity, Peer};
+use unasnap_protocol::name::Name;
+
+use crate::config::Config;
+use crate::definition::{VmDefinition, load_folder};
+use crate::hypervisor::qemu::Qemu;
+use crate::hypervisor::{Hypervisor, Vm};
+use crate::link::Link;
+use crate::member::{self, Members};
+use crate::store::Store;
+use crate::works::Works;
+
+/// For tests of the protocol: `vm2=20,vm3=5` lets these VMs begin their cuts this many milliseconds late.
+const TAKE_DELAY: &str = "UNASNAP_TEST_TAKE_DELAY_MS";
+
+/// Runs until SIGTERM or SIGINT; the VMs go on.
+///
+/// # Errors
+/// Configuration, certificates, QEMU or the state folder are not usable.
+pub async fn run(config: Config) -> Result<()> {
+    let identity = Identity::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
+    if *identity.peer() != Peer::Host(config.name.clone()) {
+        anyhow::bail!(
+            "{} is not the certificate of host {}: issue one with `unasnap pki add-host {}`",
+            config.tls.cert.display(),
+            config.name,
+            config.name
+        );
+    }
+    let store = Store::open(&config.state_dir, config.reserve_mb << 20)?;
+    store.remove_partial()?;
+    let hypervisor: Arc<dyn Hypervisor> = Arc::new(Qemu::open(config.qemu.clone()).await?);
+    let facts = hypervisor.about();
+    tracing::info!(
+        qemu = facts.version,
+        accel = facts.accel.label(),
+        ram_way = facts.ram_way.label(),
+        "hypervisor"
+    );
+    let (definitions, problems) = load_folder(&config.vm_dir)?;
+    for problem in problems {
+        tracing::error!("a VM is left out: {:#}", anyhow::Error::from(problem));
+    }
+    let (answer_sender, answers) = mpsc::unbounded_channel();
+    let mut members = Members::new();
+    for (definition, vm) in find_or_start(definitions, &hypervisor, &store).await {
+        let (name, delay) = (definition.name.clone(), take_delay(&definition.name)?);
+        let works = Works::new(definition, hypervisor.clone(), store.clone(), vm, delay);
+        members.insert(name, member::start(Arc::new(works), answer_sender.clone()).await);
+    }
+    let link = Link { config, identity, members, store, answers };
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be waited for")?;
+    tokio::select! {
+        () = link.run() => {}
+        _ = terminate.recv() => tracing::info!("told to stop; the VMs go on"),
+        _ = tokio::signal::ctrl_c() => tracing::info!("interrupted; the VMs go on"),
+    }
+    Ok(())
+}
+
+/// All VMs at once: a boot takes seconds.
+async fn find_or_start(
+    definitions: Vec<VmDefinition>,
+    hypervisor: &Arc<dyn Hypervisor>,
+    store: &Store,
+) -> Vec<(VmDefinition, Option<Box<dyn Vm>>)> {
+    let mut starting = JoinSet::new();
+    for definition in definitions {
+        let (hypervisor, restorable) = (hypervisor.clone(), has_committed(store, &definition.name));
+        starting.spawn(async move {
+            let vm = match one(&definition, hypervisor.as_ref(), restorable).await {
+                Ok(vm) => vm,
+                Err(error) => {
+                    tracing::error!(vm = %definition.name, "{error:#}");
+                    None
+                }
+            };
+            (definition, vm)
+        });
+    }
+    starting.join_all().await
+}
+
+/// A VM that lives is adopted; one that never was snapshotted is booted; one that died after a
+/// snapshot waits for the restore of its deployment, which would only have to destroy it again.
+async fn one(
+    definition: &VmDefinition,
+    hypervisor: &dyn Hypervisor,
+    restorable: bool,
+) -> Result<Option<Box<dyn Vm>>> {
+    let name = &definition.name;
+    if let Some(vm) = hypervisor.adopt(definition).await.context("it cannot be adopted")? {
+        tracing::info!(vm = %name, incarnation = vm.incarnation(), "adopted");
+        return Ok(Some(vm));
+    }
+    if restorable {
+        tracing::warn!(vm = %name, "it does not run and has a snapshot: `unasnap restore` brings its deployment back");
+        return Ok(None);
+    }
+    let vm = hypervisor.start(definition, 0).await.context("it cannot be started")?;
+    tracing::info!(vm = %name, "started");
+    Ok(Some(vm))
+}
+
+fn has_committed(store: &Store, vm: &Name) -> bool {
+    let entries = store.list().unwrap_or_default();
+    entries.iter().any(|entry| entry.committed && entry.vms.contains(vm))
+}
+
+fn take_delay(vm: &Name) -> Result<Duration> {
+    let Ok(text) = std::env::var(TAKE_DELAY) else { return Ok(Duration::ZERO) };
+    let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
+    let own = pairs.filter(|(name, _)| *name == vm.as_str()).map(|(_, milliseconds)| milliseconds);
+    let milliseconds =
+        own.last().map_or(Ok(0), str::parse).with_context(|| format!("{TAKE_DELAY} is wrong: {text}"))?;
+    Ok(Duration::from_millis(milliseconds))
+}
