@@ -1,6 +1,6 @@
 //! Names, sizes and values of the maps, and names of the programs.
 
-use crate::rules::CodePoints;
+use crate::{counters::Counter, rules::CodePoints};
 
 /// Name of the egress program.
 pub const EGRESS: &str = "unasnap_egress";
@@ -20,11 +20,36 @@ pub const COUNTERS: &str = "COUNTERS";
 /// Array of one `u64`, a [`DropStamp`].
 pub const FIRST_DROP: &str = "FIRST_DROP";
 
-/// All map names.
-pub const MAPS: [&str; 6] = [STATE, CONFIG, MEMBERS4, MEMBERS6, COUNTERS, FIRST_DROP];
+/// Most prefixes per address family: twice what one deployment may have, so that one list can be
+/// replaced by another without a gap.
+pub const MAX_PREFIXES: u32 = 8192;
 
-/// Most prefixes per address family.
-pub const MAX_PREFIXES: u32 = 4096;
+/// What tells one version of a map from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapShape {
+    /// Name of the map and of its pin.
+    pub name: &'static str,
+    /// Bytes of a key; an LPM trie's begins with four bytes of prefix length.
+    pub key_bytes: u32,
+    /// Bytes of a value.
+    pub value_bytes: u32,
+    /// Most entries.
+    pub entries: u32,
+}
+
+const fn shape(name: &'static str, key_bytes: u32, value_bytes: u32, entries: u32) -> MapShape {
+    MapShape { name, key_bytes, value_bytes, entries }
+}
+
+/// All maps.
+pub const MAPS: [MapShape; 6] = [
+    shape(STATE, 4, 8, 1),
+    shape(CONFIG, 4, size_of::<Config>() as u32, 1),
+    shape(MEMBERS4, 4 + 4, 1, MAX_PREFIXES),
+    shape(MEMBERS6, 4 + 16, 1, MAX_PREFIXES),
+    shape(COUNTERS, 4, 8, Counter::ALL.len() as u32),
+    shape(FIRST_DROP, 4, 8, 1),
+];
 
 /// What the programs need to know besides the word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +67,7 @@ impl Config {
     /// With the lease in milliseconds.
     #[must_use]
     pub const fn new(code_points: CodePoints, future_lease_ms: u32) -> Self {
-        Self {
-            future_lease_ns: future_lease_ms as u64 * 1_000_000,
-            code_points,
-            padding: [0; 5],
-        }
+        Self { future_lease_ns: future_lease_ms as u64 * 1_000_000, code_points, padding: [0; 5] }
     }
 }
 

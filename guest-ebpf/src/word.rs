@@ -256,11 +256,7 @@ mod tests {
             let both_at_4 = word.send() == 4 && word.receive() == 4 && word.colouring();
             let half_way = word.send() == 5 && word.receive() == 4;
             assert_eq!(word.set_strict(4).is_ok(), both_at_4, "{word:?}");
-            assert_eq!(
-                word.flip_send(4, 5).is_ok(),
-                both_at_4 || (half_way && word.colouring()),
-                "{word:?}"
-            );
+            assert_eq!(word.flip_send(4, 5).is_ok(), both_at_4 || (half_way && word.colouring()), "{word:?}");
             assert_eq!(word.flip_receive(4, 5).is_ok(), half_way, "{word:?}");
             if let Err(late) = word.flip_receive(4, 5) {
                 assert_eq!(late.found, word);

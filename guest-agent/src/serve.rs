@@ -1,0 +1,88 @@
+//! Requests in, replies out, for as long as the guest runs.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use log::{debug, info, warn};
+use unasnap_protocol::{
+    frame::{Decoder, Frame, MAX_GUEST_PAYLOAD},
+    guest::{GuestRequest, ReplyHead},
+};
+
+use crate::{
+    agent::Agent,
+    port::{self, Port},
+};
+
+const REOPEN_AFTER: Duration = Duration::from_millis(100);
+const CHUNK_BYTES: usize = 4096;
+
+/// Serves the port at `path`, or whichever the guest has. A port that is missing or goes away is waited for.
+pub fn serve(agent: &mut Agent, path: Option<&Path>) -> ! {
+    let mut reported = String::new();
+    loop {
+        let problem = match open(path) {
+            Ok((found, mut port)) => {
+                info!("listening on {}", found.display());
+                format!("{} ended: {}", found.display(), converse(agent, &mut port))
+            }
+            Err(problem) => problem,
+        };
+        if problem != reported {
+            warn!("{problem}; waiting for it");
+            reported = problem;
+        }
+        std::thread::sleep(REOPEN_AFTER);
+    }
+}
+
+fn open(path: Option<&Path>) -> Result<(PathBuf, Port), String> {
+    let found = path.map(Path::to_owned).or_else(port::find).ok_or_else(|| {
+        "this guest has no virtio-serial port org.unasnap.guest.0 (the host agent gives it one)".to_owned()
+    })?;
+    match Port::open(&found) {
+        Ok(port) => Ok((found, port)),
+        Err(error) => Err(format!("cannot open {}: {error}", found.display())),
+    }
+}
+
+/// Until the port ends; answers why it did.
+fn converse(agent: &mut Agent, port: &mut Port) -> io::Error {
+    let mut decoder = Decoder::resync(MAX_GUEST_PAYLOAD);
+    let mut chunk = [0; CHUNK_BYTES];
+    loop {
+        match port.read(&mut chunk) {
+            Ok(count) => decoder.push(&chunk[..count]),
+            Err(error) => return error,
+        }
+        // A decoder that resyncs has no errors.
+        while let Ok(Some(frame)) = decoder.next_frame() {
+            if let Err(error) = answer(agent, port, &frame) {
+                return error;
+            }
+        }
+    }
+}
+
+fn answer(agent: &mut Agent, port: &mut Port, frame: &Frame) -> io::Result<()> {
+    let (head, request) = match GuestRequest::decode(frame) {
+        Ok(decoded) => decoded,
+        Err(error) => {
+            warn!("a request was dropped: {error}");
+            return Ok(());
+        }
+    };
+    let name = request.name();
+    let reply = agent.answer(head, request);
+    debug!("{name} answered by {}", reply.name());
+    match port.write(&reply.encode(&ReplyHead { sequence: head.sequence })) {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            warn!("nobody took the reply to {name}; dropped");
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
