@@ -104,17 +104,18 @@ pub(super) async fn settle(
     let nodes = qmp.execute("query-named-block-nodes", json!({"flat": true})).await?;
     let devices = qmp.execute("query-block", json!({})).await?;
     for (index, chain) in chains.iter_mut().enumerate() {
-        let mut before = chain.layers.clone();
-        before.extend(chain.next.take());
-        let used = layers_in_use(&devices, index);
-        if used.is_empty() {
-            let reason = format!("it does not name the node of {}", disk_id(index));
-            return Err(HypervisorError::Unsupported {
-                what: format!("QEMU's query-block cannot be used: {reason}"),
-            });
+        let medium = medium(&devices, index)?;
+        let mut superfluous = Vec::new();
+        if let Some(next) = chain.next.take() {
+            let switched = medium["node-name"] == next.node();
+            if switched { &mut chain.layers } else { &mut superfluous }.push(next);
         }
-        let (kept, superfluous): (Vec<Layer>, Vec<Layer>) =
-            before.into_iter().partition(|layer| used.contains(&layer.file));
+        // The image is opened as the definition names it, so QEMU names it the same way.
+        let below = medium["image"]["backing-image"]["filename"].as_str().unwrap_or_default();
+        if Path::new(below) == chain.base.path {
+            let merged = chain.layers.len() - 1;
+            superfluous.extend(chain.layers.drain(..merged).rev());
+        }
         for layer in superfluous {
             if is_open(&nodes, layer.node()) {
                 qmp.execute("blockdev-del", json!({"node-name": layer.node()})).await?;
@@ -122,25 +123,21 @@ pub(super) async fn settle(
             let path = folder.disks.join(&layer.file);
             files::remove_if_there(&path).map_err(HypervisorError::file("delete", &path))?;
         }
-        chain.layers = kept;
     }
     Ok(())
 }
 
-/// File names of the layers that device `index` stands on.
-fn layers_in_use(devices: &Value, index: usize) -> Vec<String> {
+/// What QEMU says about the node on which device `index` stands.
+fn medium(devices: &Value, index: usize) -> Result<&Value, HypervisorError> {
     let path = format!("/machine/peripheral/{}/", disk_id(index));
-    let is_ours =
-        |device: &&Value| device["qdev"].as_str().is_some_and(|qdev| format!("{qdev}/").starts_with(&path));
-    let mut image =
-        devices.as_array().into_iter().flatten().find(is_ours).map(|device| &device["inserted"]["image"]);
-    let mut names = Vec::new();
-    while let Some(layer) = image {
-        let path = Path::new(layer["filename"].as_str().unwrap_or_default());
-        names.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
-        image = layer.get("backing-image");
-    }
-    names
+    let is_ours = |device: &&Value| device["qdev"].as_str().is_some_and(|qdev| qdev.starts_with(&path));
+    let device = devices.as_array().into_iter().flatten().find(is_ours);
+    device.map(|device| &device["inserted"]).filter(|medium| medium["node-name"].is_string()).ok_or_else(
+        || {
+            let what = format!("QEMU does not say on which node {} stands: restart the VM", disk_id(index));
+            HypervisorError::Unsupported { what }
+        },
+    )
 }
 
 fn is_open(nodes: &Value, name: &str) -> bool {

@@ -16,6 +16,8 @@ const LINK: &str = "/memfd:memory-backend-memfd (deleted)";
 const CHUNK: usize = 256 * 1024;
 /// Unit in which holes are kept.
 const PAGE: usize = 4096;
+/// A page to compare with: comparing slices is one of the fastest things a processor does.
+static ZEROS: [u8; PAGE] = [0; PAGE];
 /// More threads than this do not make a copy faster: memory is the limit.
 const MAX_THREADS: usize = 4;
 
@@ -100,7 +102,7 @@ fn next_data(file: &File, position: u64) -> io::Result<Option<u64>> {
 /// Writes the runs of pages that are not all zeros.
 fn write_nonzero(to: &File, chunk: &[u8], at: u64) -> io::Result<()> {
     let mut offset = at;
-    let is_zero = |page: &[u8]| page.iter().fold(0, |all, &byte| all | byte) == 0;
+    let is_zero = |page: &[u8]| page == &ZEROS[..page.len()];
     let pages: Vec<&[u8]> = chunk.chunks(PAGE).collect();
     for run in pages.chunk_by(|left, right| is_zero(left) == is_zero(right)) {
         let length = run.iter().map(|page| page.len()).sum::<usize>();
