@@ -60,7 +60,7 @@ fn guest_output(layout: &Layout) -> PathBuf {
 }
 
 fn compile(layout: &Layout, set: &[(&str, &str)], target: Option<&str>) -> Result<()> {
-    let mut command = Command::new(env!("CARGO"));
+    let mut command = Command::new("cargo");
     command.current_dir(&layout.root).env("CARGO_TARGET_DIR", &layout.target);
     command.args(["build", "--quiet", "--release"]);
     for (package, program) in set {
