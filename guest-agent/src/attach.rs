@@ -25,6 +25,7 @@ use unasnap_protocol::guest::AttachKind;
 use crate::{
     pins::Pins,
     programs::{Hook, Programs},
+    qdisc,
 };
 
 /// Set to `clsact` this makes the agent do without TCX: for tests, and for kernels whose TCX misbehaves.
@@ -125,7 +126,7 @@ fn attach_link(program: &mut SchedClassifier, pin: &Path, interface: &str, hook:
     if let Ok(pinned) = PinnedLink::from_pin(pin) {
         let link: SchedClassifierLink = FdLink::from(pinned).try_into()?;
         match program.attach_to_link(link) {
-            Ok(id) => return Ok(drop(program.take_link(id)?)),
+            Ok(id) => return program.take_link(id).map(drop).map_err(Into::into),
             // The interface it belonged to is gone.
             Err(error) => warn!("{} cannot be taken over: {error}", pin.display()),
         }
@@ -165,15 +166,20 @@ fn leave_attached(link: SchedClassifierLink) {
     std::mem::forget(link);
 }
 
-/// Removes our filters from every interface. Most have none, which is not worth a word.
+/// Removes our filters from every interface, and the qdisc if nobody else uses it. Most interfaces have
+/// none, which is not worth a word.
 fn remove_filters() {
     let Ok(interfaces) = nix::net::if_::if_nameindex() else { return };
     for interface in &interfaces {
         let name = interface.name().to_string_lossy();
-        for hook in Hook::ALL {
-            if tc::qdisc_detach_program(&name, hook.attach_type(), hook.program()).is_ok() {
-                info!("removed an earlier {} filter from {name}", hook.name());
-            }
+        let is_removed =
+            |hook: &Hook| tc::qdisc_detach_program(&name, hook.attach_type(), hook.program()).is_ok();
+        if Hook::ALL.iter().filter(|hook| is_removed(hook)).count() == 0 {
+            continue;
+        }
+        info!("removed earlier filters from {name}");
+        if let Err(error) = qdisc::remove_if_empty(interface.index()) {
+            warn!("the clsact qdisc of {name} cannot be removed: {error}");
         }
     }
 }

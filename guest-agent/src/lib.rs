@@ -9,6 +9,7 @@
 //! | [`pins`] | the directory on the BPF file system where everything is pinned |
 //! | [`programs`] | loading the programs and running them on a made-up packet |
 //! | [`attach`] | hanging them on interfaces: TCX links, else filters on the clsact qdisc |
+//! | [`qdisc`] | removing an empty clsact qdisc |
 //! | [`maps`] | the maps as user space sees them |
 //! | [`word`] | the state word, mapped into memory |
 //! | [`agent`] | what each request does |
@@ -31,5 +32,6 @@ pub mod maps;
 pub mod pins;
 pub mod port;
 pub mod programs;
+pub mod qdisc;
 pub mod serve;
 pub mod word;
