@@ -8,11 +8,13 @@
 //! ```
 
 mod build;
+mod demo;
 mod guest_image;
 mod interrupt;
 mod layout;
 mod process;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -38,6 +40,10 @@ enum Command {
     },
     /// Build the release programs and the guests' initramfs
     Build,
+    /// Snapshot a running ring on real VMs, kill everything, restore, finish
+    Demo(demo::Options),
+    /// Run every check there is
+    Test,
 }
 
 fn main() -> ExitCode {
@@ -54,6 +60,8 @@ fn execute(command: Command) -> Result<()> {
     let layout = Layout::find()?;
     match command {
         Command::Setup { dry_run } => setup::run(&layout, dry_run),
+        Command::Demo(options) => demo::run(&layout, &options),
+        Command::Test => test::run(&layout),
         Command::Build => build::build(&layout).map(|_| ()),
     }
 }

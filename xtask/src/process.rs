@@ -43,6 +43,19 @@ impl Group {
         &mut self.child
     }
 
+    /// What errors call the program.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How it ended, if it did.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("looking at {}", self.name))
+    }
+
     /// Waits for the end.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::walk::expected_value;
 use super::wire::{FromManager, FromNode, Lines, NodeStatistics};
@@ -35,7 +35,7 @@ pub struct RunConfig {
 }
 
 /// The outcome, printed as one line.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunResult {
     /// Tokens asked for.
     pub tokens: u64,

@@ -1,0 +1,85 @@
+//! `cargo xtask demo`: the main job on real VMs.
+//!
+//! Two "hosts" (network namespaces on one bridge) run two VMs each. A token goes round the ring of VMs over TCP. Three
+//! global snapshots are taken meanwhile. Then every QEMU, host agent and the coordinator are killed with SIGKILL,
+//! the daemons are started again, the second snapshot is restored, and the ring must finish with the right result.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | `lab` | the namespaces, and what runs in them |
+//! | `cluster` | configuration files, daemons, the operator's command |
+//! | `ring` | what the guests' consoles say |
+//! | `course` | the course of the demo |
+//! | `record` | what `unasnap --json` says, as far as it is used |
+//! | `report`, `timeline` | table, JSON, CSV, SVG |
+
+mod cluster;
+mod course;
+mod lab;
+mod record;
+mod report;
+mod ring;
+mod timeline;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::build;
+use crate::layout::Layout;
+
+/// What the user chose.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// VMs in the ring
+    #[arg(long, default_value_t = 4)]
+    vms: u32,
+    /// Hosts; VMs are dealt out in turn
+    #[arg(long, default_value_t = 2)]
+    hosts: u32,
+    /// Number of the ring's last token
+    #[arg(long, default_value_t = 20_000)]
+    tokens: u64,
+    /// Print one JSON object on stdout instead of a table
+    #[arg(long)]
+    json: bool,
+    /// The control experiment: the same without colouring. The verdict says what became of the ring
+    #[arg(long)]
+    no_colour: bool,
+}
+
+impl Options {
+    fn check(&self) -> Result<()> {
+        ensure!((2..=32).contains(&self.vms), "--vms: a ring has 2 to 32 VMs here");
+        ensure!((1..=self.vms).contains(&self.hosts), "--hosts: 1 to as many as there are VMs");
+        ensure!(self.tokens >= 1000, "--tokens: at least 1000, or the ring ends before it was snapshotted");
+        Ok(())
+    }
+}
+
+/// Builds, runs the demo, prints and writes its results.
+///
+/// # Errors
+/// The demo could not be carried out, or its verdict is not "ok" although packets were coloured.
+pub fn run(layout: &Layout, options: &Options) -> Result<()> {
+    options.check()?;
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the demo needs root: network namespaces, tap devices, guests' RAM"
+    );
+    let artifacts = build::build(layout)?;
+    let start = Instant::now();
+    let outcome = course::run(layout, &artifacts, options)?;
+    let folder = layout.target.join("demo");
+    report::write(&folder, &outcome)?;
+    if options.json {
+        println!("{}", report::json(&outcome));
+    } else {
+        print!("{}", report::table(&outcome));
+    }
+    eprintln!("demo: {:.0} s; results in {}", start.elapsed().as_secs_f64(), folder.display());
+    if outcome.verdict != report::Verdict::Ok && !options.no_colour {
+        bail!("the demo's verdict is {}: {}", outcome.verdict, outcome.explanation);
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! The cluster as an operator would set it up: certificates, configuration files, daemons, the operator's command.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::de::DeserializeOwned;
+
+use super::Options;
+use super::lab::Lab;
+use super::ring::{self, Console};
+use crate::build::Artifacts;
+use crate::process::{Group, run, text};
+
+/// The only deployment.
+pub const DEPLOYMENT: &str = "ring";
+
+/// RAM of each VM, MiB.
+pub const MEMORY_MB: u32 = 128;
+
+const PORT: u16 = 7420;
+const QUICK: Duration = Duration::from_secs(60);
+
+/// Longest time for a command of the operator; the daemons have shorter limits of their own.
+const COMMAND: Duration = Duration::from_secs(150);
+
+/// Folders, files and running daemons.
+#[derive(Debug)]
+pub struct Cluster<'a> {
+    lab: &'a Lab,
+    artifacts: &'a Artifacts,
+    state: PathBuf,
+    logs: PathBuf,
+    daemons: Vec<Group>,
+}
+
+impl<'a> Cluster<'a> {
+    /// Writes all files of a new cluster into `folder/state`; logs will be in `folder/logs`.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn create(lab: &'a Lab, artifacts: &'a Artifacts, folder: &Path, options: &Options) -> Result<Self> {
+        let (state, logs) = (folder.join("state"), folder.join("logs"));
+        for directory in [&state, &logs] {
+            if directory.exists() {
+                std::fs::remove_dir_all(directory)
+                    .with_context(|| format!("emptying {}", directory.display()))?;
+            }
+            std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+        }
+        let cluster = Self { lab, artifacts, state, logs, daemons: Vec::new() };
+        cluster.make_certificates()?;
+        cluster.write_configuration()?;
+        cluster.write_vms(options)?;
+        Ok(cluster)
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.artifacts.programs.join(name)
+    }
+
+    fn host_names(&self) -> impl Iterator<Item = String> + use<> {
+        (1..=self.lab.hosts.len()).map(|number| format!("h{number}"))
+    }
+
+    fn make_certificates(&self) -> Result<()> {
+        let mut command = Command::new(self.program("unasnap"));
+        command.args(["pki", "init", "--dir"]).arg(self.state.join("pki"));
+        for host in self.host_names() {
+            command.args(["--host", &host]);
+        }
+        text("unasnap pki init", &mut command, QUICK).map(|_| ())
+    }
+
+    fn write_configuration(&self) -> Result<()> {
+        let address = format!("{}:{PORT}", Lab::COORDINATOR);
+        let coordinator =
+            format!("listen = \"{address}\"\nstate_dir = \"coordinator\"\n{}", tls("coordinator"));
+        self.write("coordinator.toml", &coordinator)?;
+        self.write("client.toml", &format!("coordinator = \"{address}\"\n{}", tls("operator")))?;
+        for host in self.host_names() {
+            let keys = tls(&format!("host-{host}"));
+            let text = format!(
+                "name = \"{host}\"\ncoordinator = \"{address}\"\nstate_dir = \"{host}\"\nvm_dir = \"{host}-vms\"\n{keys}"
+            );
+            self.write(&format!("{host}.toml"), &text)?;
+            let folder = self.state.join(format!("{host}-vms"));
+            std::fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
+        }
+        Ok(())
+    }
+
+    fn write_vms(&self, options: &Options) -> Result<()> {
+        // Never written by VMs, so that all can have the same one.
+        let disk = self.state.join("disk.qcow2");
+        let mut make = Command::new("qemu-img");
+        run("qemu-img", make.args(["create", "-q", "-f", "qcow2"]).arg(&disk).arg("64M"), QUICK)?;
+        for (vm, host) in self.places(options) {
+            self.write(&format!("{host}-vms/{}.toml", name(vm)), &self.definition(vm, options))?;
+        }
+        Ok(())
+    }
+
+    /// VMs are dealt out to the hosts in turn.
+    fn places(&self, options: &Options) -> impl Iterator<Item = (u32, String)> {
+        (1..=options.vms).zip(self.host_names().collect::<Vec<_>>().into_iter().cycle())
+    }
+
+    fn definition(&self, vm: u32, options: &Options) -> String {
+        let run = ring::encode(&ring::command(vm, options.vms, options.tokens));
+        let address = ring::address(vm);
+        let append = format!(
+            "console=ttyS0 quiet panic=1 unasnap.name={} unasnap.ip={address}/24 unasnap.run={run}",
+            name(vm)
+        );
+        let colouring = if options.no_colour { "none" } else { "guest" };
+        let (kernel, initrd) = (self.artifacts.kernel.display(), self.artifacts.initramfs.display());
+        format!(
+            "name = \"{}\"\ndeployment = \"{DEPLOYMENT}\"\nmemory_mb = {MEMORY_MB}\ncpus = 1\ncolouring = \"{colouring}\"\n\
+             kernel = \"{kernel}\"\ninitrd = \"{initrd}\"\nappend = \"{append}\"\n\n[[disk]]\nimage = \"../disk.qcow2\"\n\n\
+             [[nic]]\nbridge = \"br0\"\nmac = \"52:54:00:77:00:{vm:02x}\"\naddresses = [\"{address}\"]\n",
+            name(vm)
+        )
+    }
+
+    /// Consoles of all VMs.
+    pub fn consoles(&self, options: &Options) -> Vec<Console> {
+        let path = |vm, host: &str| self.state.join(host).join("vms").join(name(vm)).join("console.log");
+        self.places(options).map(|(vm, host)| Console::new(name(vm), &path(vm, &host))).collect()
+    }
+
+    /// Starts the coordinator and all host agents.
+    ///
+    /// # Errors
+    /// A program cannot be started.
+    pub fn start(&mut self) -> Result<()> {
+        let mut coordinator = self.lab.coordinator.command(&self.program("unasnap"));
+        coordinator.arg("coordinator").arg("--config").arg(self.state.join("coordinator.toml"));
+        let log = self.logs.join("coordinator.log");
+        self.daemons.push(self.lab.coordinator.start("the coordinator", &mut coordinator, &log)?);
+        for (host, namespace) in self.host_names().zip(&self.lab.hosts) {
+            let mut agent = namespace.command(&self.program("unasnap-host"));
+            agent.args(["run", "--config"]).arg(self.state.join(format!("{host}.toml")));
+            let log = self.logs.join(format!("{host}.log"));
+            self.daemons.push(namespace.start(&format!("host agent {host}"), &mut agent, &log)?);
+        }
+        Ok(())
+    }
+
+    /// Forgets the daemons, after they were killed.
+    pub fn forget_daemons(&mut self) {
+        self.daemons.clear();
+    }
+
+    /// Process ids of the daemons.
+    pub fn daemons(&mut self) -> Vec<u32> {
+        self.daemons.iter_mut().map(|daemon| daemon.child().id()).collect()
+    }
+
+    /// Says which daemon has ended by itself.
+    ///
+    /// # Errors
+    /// One has; its log says why.
+    pub fn check_daemons(&mut self) -> Result<()> {
+        for daemon in &mut self.daemons {
+            let ended = daemon.ended()?;
+            ensure!(
+                ended.is_none(),
+                "{} ended by itself ({ended:?}); see {}",
+                daemon.name(),
+                self.logs.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs a command of the operator and reads its JSON.
+    ///
+    /// # Errors
+    /// What the command says.
+    pub fn ask<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T> {
+        let mut command = self.lab.coordinator.command(&self.program("unasnap"));
+        command.arg("--config").arg(self.state.join("client.toml")).arg("--json").args(arguments);
+        let name = format!("unasnap {}", arguments.join(" "));
+        let answer = text(&name, &mut command, COMMAND)?;
+        serde_json::from_str(&answer)
+            .with_context(|| format!("{name} printed something unexpected: {answer}"))
+    }
+
+    /// Keeps the guests' consoles beside the logs and removes the rest: RAM, disks, keys.
+    ///
+    /// # Errors
+    /// A file cannot be copied or removed.
+    pub fn remove_state(&self, consoles: &[Console]) -> Result<()> {
+        self.keep_consoles(consoles)?;
+        std::fs::remove_dir_all(&self.state).with_context(|| format!("removing {}", self.state.display()))
+    }
+
+    /// Copies the guests' consoles beside the logs.
+    ///
+    /// # Errors
+    /// A file cannot be copied.
+    pub fn keep_consoles(&self, consoles: &[Console]) -> Result<()> {
+        for console in consoles.iter().filter(|console| console.path.exists()) {
+            let copy = self.logs.join(format!("{}.console.log", console.vm));
+            std::fs::copy(&console.path, &copy).with_context(|| format!("writing {}", copy.display()))?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.state.join(file);
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+fn name(vm: u32) -> String {
+    format!("vm{vm}")
+}
+
+fn tls(who: &str) -> String {
+    format!("\n[tls]\nca = \"pki/ca.pem\"\ncert = \"pki/{who}.pem\"\nkey = \"pki/{who}.key\"\n")
+}

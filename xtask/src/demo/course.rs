@@ -1,0 +1,296 @@
+//! The course of the demo, step by step.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::Options;
+use super::cluster::{Cluster, DEPLOYMENT};
+use super::lab::Lab;
+use super::record::{Restored, Snapshot, Status, Taken};
+use super::report::{Outcome, Ring, Verdict};
+use super::ring::Console;
+use crate::build::Artifacts;
+use crate::layout::Layout;
+
+/// For VMs to boot and their agents to answer; emulation on two busy cores is slow.
+const BOOT: Duration = Duration::from_secs(180);
+
+/// For killed daemons to find each other again.
+const RECONNECT: Duration = Duration::from_secs(60);
+
+/// A ring that passes no token for so long hangs. TCP's own retries are at most some seconds apart by then.
+const HANG: Duration = Duration::from_secs(45);
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// For how long the idle daemons' processor time is measured.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Snapshots are taken when the ring has come so far: parts of the whole run.
+const SNAPSHOTS_AT: [f64; 3] = [0.15, 0.3, 0.45];
+
+/// How the ring ended.
+enum End {
+    Result(Ring),
+    Broken(String),
+}
+
+/// Carries out the demo. The lab is gone when this returns; on failure the state is kept for a look.
+///
+/// # Errors
+/// The demo could not be carried out. A ring that broke is no error but a verdict.
+pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<Outcome> {
+    let folder = layout.target.join("demo");
+    let talk = Talk(Instant::now());
+    talk.say(&format!("{} hosts and the coordinator as network namespaces", options.hosts));
+    let lab = Lab::new(options.hosts)?;
+    let mut cluster = Cluster::create(&lab, artifacts, &folder, options)?;
+    let mut consoles = cluster.consoles(options);
+    let outcome = steps(&talk, &lab, &mut cluster, &mut consoles, options);
+    lab.kill_everything()?;
+    match outcome {
+        Ok(outcome) => {
+            cluster.remove_state(&consoles)?;
+            Ok(outcome)
+        }
+        Err(error) => {
+            cluster.keep_consoles(&consoles)?;
+            Err(error.context(format!("the demo failed; logs and state are in {}", folder.display())))
+        }
+    }
+}
+
+fn steps(
+    talk: &Talk,
+    lab: &Lab,
+    cluster: &mut Cluster<'_>,
+    consoles: &mut [Console],
+    options: &Options,
+) -> Result<Outcome> {
+    talk.say(&format!("starting the daemons, which boot {} VMs", options.vms));
+    cluster.start()?;
+    wait_for_vms(cluster, options)?;
+    talk.say("all VMs run and their guest agents answer");
+    let mut snapshots = Vec::new();
+    let mut idle_cpu_percent = None;
+    for part in SNAPSHOTS_AT {
+        let token = (options.tokens as f64 * part) as u64;
+        wait_for_token(cluster, consoles, token)?;
+        if idle_cpu_percent.is_none() {
+            idle_cpu_percent = Some(cpu_percent(&cluster.daemons(), IDLE));
+        }
+        let taken: Taken = cluster.ask(&["snapshot", "take", DEPLOYMENT])?;
+        talk.say(&describe(&taken.snapshot, newest(consoles)));
+        snapshots.push(taken.snapshot);
+    }
+    ensure!(consoles[0].result()?.is_none(), "the ring ended before it was killed: choose more --tokens");
+    let killed = lab.kill_everything()?;
+    cluster.forget_daemons();
+    talk.say(&format!(
+        "killed all {killed} processes at token {}: QEMUs, host agents, coordinator",
+        newest(consoles)
+    ));
+    for console in consoles.iter_mut() {
+        console.skip();
+    }
+
+    cluster.start()?;
+    wait_for_hosts(cluster)?;
+    let restored = snapshots[1].id.clone();
+    talk.say(&format!("daemons are back; restoring the second snapshot, {restored}"));
+    let restore = cluster.ask::<Restored>(&["restore", &restored])?.restore;
+    talk.say(&format!("restored in {:.0} ms", restore.restore_ms));
+    let end = wait_for_end(talk, cluster, consoles, options)?;
+    let (verdict, explanation, ring) = judge(end, options);
+    talk.say(&format!("verdict {verdict}: {explanation}"));
+    Ok(Outcome {
+        verdict,
+        explanation,
+        coloured: !options.no_colour,
+        vms: options.vms,
+        hosts: options.hosts,
+        ram_way: snapshots[1].ram_way.clone(),
+        snapshots,
+        restored,
+        restore_ms: restore.restore_ms,
+        ring,
+        guest_agent_kib: consoles
+            .iter()
+            .filter_map(|console| Some((console.vm.clone(), console.agent_kib()?)))
+            .collect(),
+        idle_cpu_percent: idle_cpu_percent.unwrap_or_default(),
+    })
+}
+
+fn wait_for_vms(cluster: &mut Cluster<'_>, options: &Options) -> Result<()> {
+    let ready = |vm: &super::record::Vm| {
+        vm.state.as_deref() == Some("running") && (options.no_colour || vm.guest_agent == Some(true))
+    };
+    wait(BOOT, || {
+        cluster.check_daemons()?;
+        let Ok(status) = cluster.ask::<Status>(&["status"]) else {
+            return Ok(Some("the coordinator".into()));
+        };
+        let known: Vec<_> = status.vms.iter().filter(|vm| ready(vm)).map(|vm| vm.name.as_str()).collect();
+        let all = (1..=options.vms).map(|vm| format!("vm{vm}"));
+        let missing: Vec<_> = all.filter(|vm| !known.contains(&vm.as_str())).collect();
+        Ok((!missing.is_empty()).then(|| missing.join(", ")))
+    })
+    .context("waiting for the VMs")
+}
+
+fn wait_for_hosts(cluster: &mut Cluster<'_>) -> Result<()> {
+    wait(RECONNECT, || {
+        cluster.check_daemons()?;
+        let Ok(status) = cluster.ask::<Status>(&["status"]) else {
+            return Ok(Some("the coordinator".into()));
+        };
+        let away = status.hosts.iter().filter(|host| !host.connected).map(|host| host.name.as_str());
+        let away = away.collect::<Vec<_>>().join(", ");
+        Ok((!away.is_empty()).then_some(away))
+    })
+    .context("waiting for the hosts to be connected again")
+}
+
+/// Waits until `missing` returns `None`; it names whom it waits for.
+fn wait(limit: Duration, mut missing: impl FnMut() -> Result<Option<String>>) -> Result<()> {
+    let start = Instant::now();
+    while let Some(whom) = missing()? {
+        ensure!(start.elapsed() < limit, "no sign of {whom} within {} s", limit.as_secs());
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+fn newest(consoles: &[Console]) -> u64 {
+    consoles.iter().filter_map(|console| console.tokens().last().copied()).max().unwrap_or(0)
+}
+
+fn wait_for_token(cluster: &mut Cluster<'_>, consoles: &[Console], token: u64) -> Result<()> {
+    let mut moved = (0, Instant::now());
+    loop {
+        cluster.check_daemons()?;
+        if let Some(failure) = consoles.iter().find_map(Console::failure) {
+            bail!("the ring broke before anything was killed: {failure}");
+        }
+        let now = newest(consoles);
+        if now >= token {
+            return Ok(());
+        }
+        if now > moved.0 {
+            moved = (now, Instant::now());
+        }
+        ensure!(moved.1.elapsed() < HANG, "the ring stood still at token {now} for {} s", HANG.as_secs());
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn wait_for_end(
+    talk: &Talk,
+    cluster: &mut Cluster<'_>,
+    consoles: &[Console],
+    options: &Options,
+) -> Result<End> {
+    let mut moved = (0, Instant::now());
+    let mut began = false;
+    loop {
+        cluster.check_daemons()?;
+        if let Some(failure) = consoles.iter().find_map(Console::failure) {
+            return Ok(End::Broken(failure));
+        }
+        if let Some(result) = consoles[0].result()? {
+            let (tokens, expected, last) = (result.tokens, result.expected, result.last);
+            let ring = Ring {
+                tokens,
+                expected,
+                last,
+                longest_gap_ms: result.longest_gap_ms,
+                seconds: result.seconds,
+            };
+            wait_for_agents(consoles, options);
+            return Ok(End::Result(ring));
+        }
+        let now = newest(consoles);
+        if now > moved.0 {
+            if !began {
+                talk.say(&format!("the ring goes on at token {now}"));
+                began = true;
+            }
+            moved = (now, Instant::now());
+        }
+        if moved.1.elapsed() >= HANG {
+            let what =
+                format!("no token was passed for {} s after the restore (last: {now})", HANG.as_secs());
+            return Ok(End::Broken(what));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The agents' sizes come right after the end of the ring; without them the demo is no worse.
+fn wait_for_agents(consoles: &[Console], options: &Options) {
+    let start = Instant::now();
+    let all = options.vms as usize;
+    while consoles.iter().filter(|console| console.agent_kib().is_some()).count() < all {
+        if start.elapsed() > Duration::from_secs(5) {
+            return;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn judge(end: End, options: &Options) -> (Verdict, String, Option<Ring>) {
+    match end {
+        End::Result(ring) if ring.last == ring.expected => {
+            let luck = if options.no_colour { " without colouring, by luck" } else { "" };
+            (Verdict::Ok, format!("the restored ring finished with the right result{luck}"), Some(ring))
+        }
+        End::Result(ring) => (
+            Verdict::Wrong,
+            format!("the ring ended with {} instead of {}", ring.last, ring.expected),
+            Some(ring),
+        ),
+        End::Broken(what) if what.contains("no token") => (Verdict::Hung, what, None),
+        End::Broken(what) => (Verdict::Wrong, what, None),
+    }
+}
+
+/// Processor time of processes, in percent of one core, over a while.
+fn cpu_percent(pids: &[u32], during: Duration) -> f64 {
+    let before: u64 = pids.iter().filter_map(|pid| cpu_ticks(*pid)).sum();
+    std::thread::sleep(during);
+    let after: u64 = pids.iter().filter_map(|pid| cpu_ticks(*pid)).sum();
+    // USER_HZ is 100 on every Linux there is.
+    after.saturating_sub(before) as f64 / 100.0 / during.as_secs_f64() * 100.0
+}
+
+/// utime + stime, fields 14 and 15 of proc(5)'s stat.
+fn cpu_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let ticks: Vec<u64> = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    Some(ticks.iter().sum())
+}
+
+fn describe(snapshot: &Snapshot, token: u64) -> String {
+    let pauses: BTreeMap<_, _> =
+        snapshot.members.iter().map(|member| (&member.vm, member.pause_ms)).collect();
+    let longest = pauses.values().copied().fold(0.0, f64::max);
+    format!(
+        "snapshot {} near token {token}: longest pause {longest:.1} ms, skew {:.1} ms, all saved in {:.0} ms",
+        snapshot.id, snapshot.skew_ms, snapshot.global_ms
+    )
+}
+
+/// What the demo tells while it runs, on standard error.
+struct Talk(Instant);
+
+impl Talk {
+    fn say(&self, what: &str) {
+        eprintln!("demo {:6.1} s  {what}", self.0.elapsed().as_secs_f64());
+    }
+}

@@ -1,0 +1,219 @@
+//! Network namespaces in place of machines: one per host, one for the coordinator, one for the LAN between them.
+//!
+//! ```text
+//!   unasnap-demo-PID-h1                 ...-lan                  ...-coordinator
+//!   br0 (10.77.0.11) -- up0 ===veth=== port1  br0  port0 ===veth=== up0 (10.77.0.1)
+//!    |  taps of VMs (10.77.1.N)
+//! ```
+//! Whatever runs in a namespace of the lab belongs to it: that is how everything is found and killed at the end,
+//! QEMUs that have outlived their parents included.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::interrupt::OnInterrupt;
+use crate::process::{Group, output, run, text};
+
+/// Start of every namespace's name; the process id follows.
+const PREFIX: &str = "unasnap-demo-";
+
+const QUICK: Duration = Duration::from_secs(30);
+
+/// How long killed processes may take to be gone.
+const DEATH: Duration = Duration::from_secs(20);
+
+/// A namespace, as its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace(String);
+
+/// The lab; everything in it ends with it.
+#[derive(Debug)]
+pub struct Lab {
+    /// Where the coordinator runs.
+    pub coordinator: Namespace,
+    /// Where the host agents run.
+    pub hosts: Vec<Namespace>,
+    all: Arc<Vec<Namespace>>,
+    _on_interrupt: OnInterrupt,
+}
+
+impl Lab {
+    /// Address of the coordinator.
+    pub const COORDINATOR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+    /// Makes the namespaces and connects them. Remains of demos that were killed are removed first.
+    ///
+    /// # Errors
+    /// `ip` is not allowed to.
+    pub fn new(hosts: u32) -> Result<Self> {
+        remove_remains()?;
+        let name = |role: &str| Namespace(format!("{PREFIX}{}-{role}", std::process::id()));
+        let (lan, coordinator) = (name("lan"), name("coordinator"));
+        let hosts: Vec<_> = (1..=hosts).map(|number| name(&format!("h{number}"))).collect();
+        let mut all = vec![lan.clone(), coordinator.clone()];
+        all.extend(hosts.iter().cloned());
+        let all = Arc::new(all);
+        let for_interrupt = Arc::clone(&all);
+        let on_interrupt = OnInterrupt::new(move || remove(&for_interrupt));
+        // From here on the drop removes whatever has been made.
+        let lab = Self { coordinator, hosts, all, _on_interrupt: on_interrupt };
+        for namespace in lab.all.iter() {
+            ip(&format!("netns add {}", namespace.0))?;
+            namespace.ip("link set lo up")?;
+        }
+        add_bridge(&lan)?;
+        lab.coordinator.plug(&lan, 0)?;
+        lab.coordinator.ip(&format!("addr add {}/24 dev up0", Self::COORDINATOR))?;
+        for (number, host) in (1..).zip(&lab.hosts) {
+            add_bridge(host)?;
+            host.plug(&lan, number)?;
+            host.ip("link set up0 master br0")?;
+            host.ip(&format!("addr add 10.77.0.{}/24 dev br0", 10 + number))?;
+        }
+        Ok(lab)
+    }
+
+    /// Kills everything in the lab with SIGKILL and returns how many processes that were.
+    ///
+    /// # Errors
+    /// Something is still there after 20 s.
+    pub fn kill_everything(&self) -> Result<usize> {
+        kill_everything(&self.all)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        remove(&self.all);
+    }
+}
+
+impl Namespace {
+    /// A command that will run in here.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.0)).arg("--").arg(program);
+        command
+    }
+
+    /// Starts a daemon in here, its words appended to `log`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&self, name: &str, command: &mut Command, log: &Path) -> Result<Group> {
+        let file = File::options().create(true).append(true).open(log);
+        let file = file.with_context(|| format!("opening {}", log.display()))?;
+        let copy = file.try_clone().context("log file")?;
+        Group::spawn(name, command.stdout(Stdio::from(copy)).stderr(Stdio::from(file)))
+    }
+
+    fn ip(&self, arguments: &str) -> Result<()> {
+        ip(&format!("-n {} {arguments}", self.0))
+    }
+
+    /// Connects `up0` in here with the LAN's bridge.
+    fn plug(&self, lan: &Self, port: u32) -> Result<()> {
+        lan.ip(&format!("link add port{port} type veth peer name up0 netns {}", self.0))?;
+        lan.ip(&format!("link set port{port} master br0 up"))?;
+        self.ip("link set up0 up")
+    }
+}
+
+/// A bridge that forwards from the start and does not look into multicast, which neighbour discovery uses.
+fn add_bridge(namespace: &Namespace) -> Result<()> {
+    namespace.ip("link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
+    namespace.ip("link set br0 up")
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    run(&format!("ip {arguments}"), Command::new("ip").args(arguments.split(' ')), QUICK)
+}
+
+fn processes(namespaces: &[Namespace]) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for namespace in namespaces {
+        // A namespace that does not exist (yet, or any more) has no processes.
+        let listed =
+            output("ip netns pids", Command::new("ip").args(["netns", "pids", &namespace.0]), QUICK)?;
+        let pids = String::from_utf8_lossy(&listed.stdout).into_owned();
+        found.extend(pids.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw));
+    }
+    Ok(found)
+}
+
+fn kill_everything(namespaces: &[Namespace]) -> Result<usize> {
+    let start = Instant::now();
+    let mut killed = Vec::new();
+    loop {
+        let living = processes(namespaces)?;
+        if living.is_empty() {
+            return Ok(killed.len());
+        }
+        if start.elapsed() > DEATH {
+            bail!("processes {living:?} are still there {} s after SIGKILL", DEATH.as_secs());
+        }
+        for pid in living {
+            // It may have ended by itself since it was listed.
+            let _ = kill(pid, Signal::SIGKILL);
+            if !killed.contains(&pid) {
+                killed.push(pid);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Kills what runs in the namespaces and removes them; says what it could not do, as nobody can be told otherwise.
+fn remove(namespaces: &[Namespace]) {
+    if let Err(error) = kill_everything(namespaces) {
+        eprintln!("warning: {error:#}");
+    }
+    for namespace in namespaces {
+        if Path::new("/run/netns").join(&namespace.0).exists()
+            && let Err(error) = ip(&format!("netns delete {}", namespace.0))
+        {
+            eprintln!("warning: {error:#}");
+        }
+    }
+}
+
+/// Removes namespaces of demos whose process is gone: those that were killed with SIGKILL.
+fn remove_remains() -> Result<()> {
+    let list = text("ip netns list", Command::new("ip").args(["netns", "list"]), QUICK)?;
+    let names = list.lines().filter_map(|line| line.split_whitespace().next());
+    let remains: Vec<_> = names.filter(|name| owner(name).is_some_and(is_gone)).collect();
+    if !remains.is_empty() {
+        eprintln!("demo: removing what a killed demo left: {}", remains.join(", "));
+        remove(&remains.into_iter().map(|name| Namespace(name.to_owned())).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+/// The process id in a namespace's name.
+fn owner(namespace: &str) -> Option<u32> {
+    namespace.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()
+}
+
+fn is_gone(pid: u32) -> bool {
+    !Path::new("/proc").join(pid.to_string()).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_namespaces_have_an_owner() {
+        assert_eq!(owner("unasnap-demo-123-h1"), Some(123));
+        assert_eq!(owner("unasnap-demo-x-h1"), None);
+        assert_eq!(owner("other-123"), None);
+    }
+}

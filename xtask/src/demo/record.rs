@@ -1,0 +1,112 @@
+//! What `unasnap --json` prints, as far as the demo uses it. Times are unix nanoseconds.
+
+use serde::{Deserialize, Serialize};
+
+/// `snapshot take`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Taken {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+}
+
+/// One global snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its name.
+    pub id: String,
+    /// Epoch before the cut.
+    pub epoch: u64,
+    /// How RAM was taken.
+    pub ram_way: String,
+    /// Last cut instant minus first.
+    pub skew_ms: f64,
+    /// The slowest local snapshot.
+    pub save_ms: f64,
+    /// From TAKE to COMMIT.
+    pub global_ms: f64,
+    /// One per VM.
+    pub members: Vec<Member>,
+    /// The coordinator's steps.
+    pub phases: Phases,
+}
+
+/// One VM's part.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Member {
+    /// The VM.
+    pub vm: String,
+    /// Its host.
+    pub host: String,
+    /// How long its vCPUs stood still.
+    pub pause_ms: f64,
+    /// The straddle begins.
+    pub send_flipped_ns: u64,
+    /// vCPUs stopped.
+    pub stopped_ns: u64,
+    /// vCPUs run again.
+    pub resumed_ns: u64,
+    /// The straddle ends.
+    pub receive_flipped_ns: u64,
+    /// Durable.
+    pub saved_ns: u64,
+}
+
+/// When the coordinator took each step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Phases {
+    /// PREPARE sent.
+    pub prepare_ns: u64,
+    /// ARM sent.
+    pub arm_ns: u64,
+    /// TAKE sent.
+    pub take_ns: u64,
+    /// CLEAR sent.
+    pub clear_ns: u64,
+    /// COMMIT journaled.
+    pub commit_ns: u64,
+}
+
+/// `restore`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Restored {
+    /// What was done.
+    pub restore: Restore,
+}
+
+/// A restore.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Restore {
+    /// What was restored.
+    pub snapshot: String,
+    /// From the request until every VM ran.
+    pub restore_ms: f64,
+}
+
+/// `status`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    /// Hosts known.
+    pub hosts: Vec<Host>,
+    /// VMs known.
+    pub vms: Vec<Vm>,
+}
+
+/// One host.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Host {
+    /// Its name.
+    pub name: String,
+    /// Is its agent connected?
+    pub connected: bool,
+}
+
+/// One VM.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Vm {
+    /// Its name.
+    pub name: String,
+    /// What the hypervisor says.
+    pub state: Option<String>,
+    /// Does its guest agent answer?
+    pub guest_agent: Option<bool>,
+}
