@@ -1,5 +1,6 @@
 //! `unasnap-host`: the agent that runs on every host.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -29,6 +30,10 @@ enum Command {
 async fn main() -> Result<()> {
     let Command::Run { config } = Arguments::parse().command;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     unasnap_host::run::run(Config::load(&config)?).await
 }

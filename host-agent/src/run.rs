@@ -120,7 +120,9 @@ fn take_delay(vm: &Name) -> Result<Duration> {
     let Ok(text) = std::env::var(TAKE_DELAY) else { return Ok(Duration::ZERO) };
     let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
     let mut own = pairs.filter(|(name, _)| *name == vm.as_str()).map(|(_, milliseconds)| milliseconds);
-    let milliseconds =
-        own.next_back().map_or(Ok(0), str::parse).with_context(|| format!("{TAKE_DELAY} is wrong: {text}"))?;
+    let milliseconds = own
+        .next_back()
+        .map_or(Ok(0), str::parse)
+        .with_context(|| format!("{TAKE_DELAY} is wrong: {text}"))?;
     Ok(Duration::from_millis(milliseconds))
 }

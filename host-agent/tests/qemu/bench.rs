@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use nix::sched::CloneFlags;
+use nix::unistd::Pid;
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::qemu::{Qemu, QemuConfig};
 use unasnap_host::hypervisor::{CutTimes, Hypervisor, SavedVm, Vm};
@@ -37,11 +39,17 @@ where
     F: for<'a> FnOnce(&'a Bench) -> Pin<Box<dyn Future<Output = ()> + 'a>>,
 {
     let _alone = MACHINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // Taps, bridge and mounts of the tests are nobody else's, and end with this thread.
+    nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .expect("the tests of the driver want root");
+    run("mount", &["--make-rprivate", "/"]);
+    run("ip", &["link", "add", "br0", "type", "bridge"]);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let bench = runtime.block_on(Bench::new(ram_way));
     let run = || runtime.block_on(test(&bench));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
     runtime.block_on(bench.driver.destroy(&bench.vm.name)).unwrap();
+    assert_eq!(taps(), 0, "a tap device is left");
     if let Err(panic) = outcome {
         eprintln!("--- console\n{}\n--- QEMU\n{}", bench.console(), bench.file("qemu.log"));
         std::panic::resume_unwind(panic);
@@ -56,17 +64,12 @@ impl Bench {
         let initrd = [std::fs::read(from_environment("UNASNAP_TEST_INITRD")).unwrap(), workload()].concat();
         std::fs::write(path.join("initrd"), initrd).unwrap();
         let image = path.join("base.qcow2");
-        let made = std::process::Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2"])
-            .arg(&image)
-            .arg("64M")
-            .status()
-            .unwrap();
-        assert!(made.success());
+        run("qemu-img", &["create", "-q", "-f", "qcow2", &image.to_string_lossy(), "64M"]);
         let kernel = from_environment("UNASNAP_TEST_KERNEL");
         let text = format!(
             "name = 'counter'\ndeployment = 'test'\nmemory_mb = 128\nkernel = '{}'\ninitrd = 'initrd'\n\
-             append = 'console=ttyS0 rdinit=/workload quiet'\n[[disk]]\nimage = 'base.qcow2'\n",
+             append = 'console=ttyS0 rdinit=/workload quiet'\n[[disk]]\nimage = 'base.qcow2'\n\
+             [[nic]]\nbridge = 'br0'\nmac = '52:54:00:00:00:01'\naddresses = ['10.0.0.1']\n",
             kernel.display()
         );
         std::fs::write(path.join("counter.toml"), text).unwrap();
@@ -125,7 +128,7 @@ impl Bench {
         vm
     }
 
-    /// A whole local snapshot, committed. Returns the length of the console during the cut, too.
+    /// A whole local snapshot, committed.
     pub async fn snapshot(&self, vm: &mut dyn Vm, snapshot: &str) -> CutTimes {
         let draft = self.store.begin(&name(snapshot), &self.vm.name).unwrap();
         vm.prepare_cut(draft.folder()).await.unwrap();
@@ -154,17 +157,33 @@ impl Bench {
         self.driver.restore(&self.vm, saved, 2).await.unwrap()
     }
 
-    pub fn qemu_pid(&self) -> i32 {
-        self.file("qemu.pid").trim().parse().unwrap()
+    pub fn qemu_pid(&self) -> Pid {
+        Pid::from_raw(self.file("qemu.pid").trim().parse().unwrap())
     }
 
-    /// Nothing of an unfinished snapshot is left, neither in the store nor beside the VM's disks.
-    pub fn assert_no_residue(&self, layers: usize) {
-        assert_eq!(self.store.list().unwrap(), []);
+    /// Names of the layers of the disk.
+    pub fn layers(&self) -> Vec<String> {
         let disks = std::fs::read_dir(self.path().join("state/vms/counter/disks")).unwrap();
-        let names: Vec<_> = disks.map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names.len(), layers, "layers of the disk: {names:?}");
+        disks.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
+
+    /// A second host agent after the first one died: nothing but the state folder connects them.
+    pub async fn second_driver(&self) -> Qemu {
+        let (accel, ram_way) = (ACCEL.get().copied(), Some(self.driver.about().ram_way));
+        Qemu::open(QemuConfig { state_dir: self.path().join("state"), accel, ram_way }).await.unwrap()
+    }
+}
+
+/// Runs a program of the host.
+pub fn run(program: &str, arguments: &[&str]) {
+    let status = std::process::Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
+}
+
+/// Tap devices in this thread's network namespace.
+fn taps() -> usize {
+    let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    devices.lines().filter(|line| line.trim_start().starts_with("us")).count()
 }
 
 fn from_environment(variable: &str) -> PathBuf {

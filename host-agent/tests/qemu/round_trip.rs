@@ -1,13 +1,11 @@
-//! The QEMU driver with real guests.
+//! Cut, save, destroy, restore: the guest goes on counting from the cut, on disk and in RAM alike.
 
-#[path = "qemu/bench.rs"]
-mod bench;
+use std::time::{Duration, Instant};
 
-use std::time::Duration;
-
-use bench::{Bench, name, with_bench};
-use unasnap_host::hypervisor::{Hypervisor, Vm, VmState};
+use unasnap_host::hypervisor::{Hypervisor, VmState};
 use unasnap_host::store::manifest::RamWay;
+
+use crate::bench::{Bench, with_bench};
 
 /// Two snapshots while the guest counts; then each is restored, the older one last.
 async fn round_trip(bench: &Bench) {
@@ -57,4 +55,30 @@ fn ram_copy_restores() {
 #[test]
 fn stop_and_save_restores() {
     with_bench(Some(RamWay::StopAndSave), |bench| Box::pin(round_trip(bench)));
+}
+
+/// More snapshots than a chain may have layers: it is merged behind the running VM, and the disk stays right.
+#[test]
+fn long_chains_are_merged() {
+    with_bench(None, |bench| {
+        Box::pin(async {
+            let mut vm = bench.start().await;
+            for number in 0..10 {
+                bench.snapshot(&mut *vm, &format!("s{number}")).await;
+            }
+            // Whether the merge has ended is seen when the next cut is prepared.
+            let merged = Instant::now() + Duration::from_secs(30);
+            let mut number = 10;
+            while bench.layers().len() > 8 {
+                assert!(Instant::now() < merged, "still {:?}", bench.layers());
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                bench.snapshot(&mut *vm, &format!("s{number}")).await;
+                number += 1;
+            }
+            bench.driver.destroy(&bench.vm.name).await.unwrap();
+            let from = bench.console().len();
+            bench.restore(&format!("s{}", number - 1)).await.resume().await.unwrap();
+            bench.wait_ticks(from, 10).await;
+        })
+    });
 }

@@ -1,0 +1,83 @@
+//! VMs outlive their host agent, wherever in a cut that ends.
+
+use unasnap_host::hypervisor::{Hypervisor, VmState};
+use unasnap_host::store::Store;
+
+use crate::bench::{name, with_bench};
+
+#[test]
+fn a_running_vm_is_adopted() {
+    with_bench(None, |bench| {
+        Box::pin(async {
+            drop(bench.start().await);
+            let driver = bench.second_driver().await;
+            let mut vm = driver.adopt(&bench.vm).await.unwrap().unwrap();
+            assert_eq!(vm.state().await.unwrap(), VmState::Running);
+            assert_eq!(vm.incarnation(), 1);
+            let refusal = driver.start(&bench.vm, 2).await.err().unwrap().to_string();
+            assert!(refusal.contains("it already runs as process"), "{refusal}");
+            bench.assert_counting().await;
+        })
+    });
+}
+
+/// The agent dies after a preparation, in the middle of a pause, and while the bytes are saved.
+#[test]
+fn an_unfinished_cut_ends_with_its_agent() {
+    with_bench(None, |bench| {
+        Box::pin(async {
+            let mut vm = bench.start().await;
+            for steps in 0..3 {
+                let draft = bench.store.begin(&name("lost"), &bench.vm.name).unwrap();
+                vm.prepare_cut(draft.folder()).await.unwrap();
+                match steps {
+                    0 => {}
+                    1 => drop(tokio::time::timeout(std::time::Duration::from_millis(4), vm.cut()).await),
+                    _ => drop(vm.cut().await.unwrap()),
+                }
+                drop(vm);
+                let store = Store::open(&bench.path().join("state"), 0).unwrap();
+                vm = bench.second_driver().await.adopt(&bench.vm).await.unwrap().unwrap();
+                store.remove_partial().unwrap();
+                assert_eq!(store.list().unwrap(), []);
+                assert_eq!(vm.state().await.unwrap(), VmState::Running, "after {steps} steps");
+                bench.assert_counting().await;
+            }
+            bench.snapshot(&mut *vm, "whole").await;
+        })
+    });
+}
+
+#[test]
+fn a_restored_vm_stays_paused_until_it_is_resumed() {
+    with_bench(None, |bench| {
+        Box::pin(async {
+            let mut vm = bench.start().await;
+            bench.snapshot(&mut *vm, "s").await;
+            bench.driver.destroy(&bench.vm.name).await.unwrap();
+            drop(bench.restore("s").await);
+            let mut vm = bench.second_driver().await.adopt(&bench.vm).await.unwrap().unwrap();
+            assert_eq!(vm.state().await.unwrap(), VmState::Paused);
+            assert_eq!(vm.incarnation(), 2);
+            vm.resume().await.unwrap();
+            bench.assert_counting().await;
+        })
+    });
+}
+
+/// The agent dies after QEMU was made and before that was recorded.
+#[test]
+fn an_unrecorded_process_is_found() {
+    with_bench(None, |bench| {
+        Box::pin(async {
+            drop(bench.start().await);
+            let path = bench.path().join("state/vms/counter/instance.json");
+            let mut record: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            record["process"] = serde_json::Value::Null;
+            std::fs::write(&path, record.to_string()).unwrap();
+            let mut vm = bench.second_driver().await.adopt(&bench.vm).await.unwrap().unwrap();
+            assert_eq!(vm.state().await.unwrap(), VmState::Running);
+        })
+    });
+}

@@ -1,0 +1,170 @@
+//! What goes wrong leaves the VM running, no file of the attempt, and words that help.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use unasnap_host::hypervisor::{Hypervisor, HypervisorError, SavedVm, Vm, VmState};
+use unasnap_host::store::manifest::RamWay;
+use unasnap_host::store::{Draft, StoreError};
+
+use crate::bench::{Bench, name, run, with_bench};
+
+const WAYS: [RamWay; 3] = [RamWay::BackgroundSnapshot, RamWay::RamCopy, RamWay::StopAndSave];
+
+async fn prepare(bench: &Bench, vm: &mut dyn Vm) -> Draft {
+    let draft = bench.store.begin(&name("s"), &bench.vm.name).unwrap();
+    vm.prepare_cut(draft.folder()).await.unwrap();
+    draft
+}
+
+/// Discards twice; the VM goes on, and neither the draft nor the disks folder keeps anything it does not need.
+async fn discard(bench: &Bench, vm: &mut dyn Vm, draft: &Draft, layers: usize) {
+    for _ in 0..2 {
+        vm.discard_cut().await.unwrap();
+        let left: Vec<_> = std::fs::read_dir(draft.folder()).unwrap().map(Result::unwrap).collect();
+        assert!(left.is_empty(), "left in the draft: {left:?}");
+    }
+    bench.store.abandon(draft).unwrap();
+    assert_eq!(bench.store.list().unwrap(), []);
+    assert_eq!(bench.layers().len(), layers, "{:?}", bench.layers());
+    assert_eq!(vm.state().await.unwrap(), VmState::Running);
+    bench.assert_counting().await;
+}
+
+/// A cut is given up at every point. An overlay that the VM was switched to stays below it.
+#[test]
+fn a_cut_can_be_discarded_at_any_point() {
+    for way in WAYS {
+        with_bench(Some(way), |bench| {
+            Box::pin(async {
+                let mut vm = bench.start().await;
+                vm.discard_cut().await.unwrap();
+                let draft = prepare(bench, &mut *vm).await;
+                discard(bench, &mut *vm, &draft, 1).await;
+
+                let draft = prepare(bench, &mut *vm).await;
+                vm.cut().await.unwrap();
+                discard(bench, &mut *vm, &draft, 2).await;
+
+                let draft = prepare(bench, &mut *vm).await;
+                vm.cut().await.unwrap();
+                drop(tokio::time::timeout(Duration::from_millis(1), vm.save()).await);
+                discard(bench, &mut *vm, &draft, 3).await;
+
+                let draft = prepare(bench, &mut *vm).await;
+                vm.cut().await.unwrap();
+                vm.save().await.unwrap();
+                vm.discard_cut().await.unwrap();
+                bench.store.abandon(&draft).unwrap();
+                bench.snapshot(&mut *vm, "whole").await;
+            })
+        });
+    }
+}
+
+#[test]
+fn a_cut_can_be_discarded_in_the_middle_of_its_pause() {
+    for way in WAYS {
+        with_bench(Some(way), |bench| {
+            Box::pin(async {
+                let mut vm = bench.start().await;
+                for after_us in [0, 1000, 3000, 6000, 12_000] {
+                    let draft = prepare(bench, &mut *vm).await;
+                    drop(tokio::time::timeout(Duration::from_micros(after_us), vm.cut()).await);
+                    vm.discard_cut().await.unwrap();
+                    bench.store.abandon(&draft).unwrap();
+                    assert_eq!(vm.state().await.unwrap(), VmState::Running, "after {after_us} us");
+                    bench.assert_counting().await;
+                }
+                bench.snapshot(&mut *vm, "whole").await;
+            })
+        });
+    }
+}
+
+#[test]
+fn qemu_may_die_while_it_saves() {
+    with_bench(Some(RamWay::BackgroundSnapshot), |bench| {
+        Box::pin(async {
+            let mut vm = bench.start().await;
+            let draft = prepare(bench, &mut *vm).await;
+            vm.cut().await.unwrap();
+            kill(bench.qemu_pid(), Signal::SIGKILL).unwrap();
+            let error = vm.save().await.unwrap_err();
+            assert!(matches!(error, HypervisorError::Gone { .. }), "{error}");
+            assert!(error.to_string().contains("VM counter: the hypervisor is gone"), "{error}");
+            vm.discard_cut().await.unwrap();
+            bench.store.abandon(&draft).unwrap();
+            assert_eq!(bench.store.list().unwrap(), []);
+            assert_eq!(vm.state().await.unwrap(), VmState::Dead);
+            // What the guest had written to its disk is there when it boots again.
+            let counted = *bench.ticks(0).last().unwrap();
+            let from = bench.console().len();
+            let _vm = bench.driver.start(&bench.vm, 2).await.unwrap();
+            let ticks = bench.wait_ticks(from, 5).await;
+            assert!(ticks[0] >= counted, "the disk went back from {counted} to {}", ticks[0]);
+        })
+    });
+}
+
+/// The disk with the snapshots is full: refused beforehand, and survived when it fills up meanwhile.
+#[test]
+fn a_full_disk_ends_the_cut_and_not_the_vm() {
+    for way in WAYS {
+        with_bench(Some(way), |bench| {
+            Box::pin(async {
+                let mut vm = bench.start().await;
+                let snapshots = bench.path().join("state/snapshots");
+                run("mount", &["-t", "tmpfs", "-o", "size=8m", "none", &snapshots.to_string_lossy()]);
+                let refusal = bench.store.check_space(vm.space_needed()).unwrap_err();
+                assert!(matches!(refusal, StoreError::NoSpace { .. }), "{refusal}");
+                let draft = prepare(bench, &mut *vm).await;
+                let failed = match vm.cut().await {
+                    Ok(_) => vm.save().await.map(drop),
+                    Err(error) => Err(error),
+                };
+                println!("{:?}: {}", bench.driver.about().ram_way, failed.unwrap_err());
+                discard(bench, &mut *vm, &draft, 2).await;
+                run("umount", &[&snapshots.to_string_lossy()]);
+                bench.snapshot(&mut *vm, "whole").await;
+            })
+        });
+    }
+}
+
+/// Whatever of a snapshot is damaged is named before anything is loaded; a foreign disk image, too.
+#[test]
+fn damage_is_named_before_a_restore() {
+    with_bench(None, |bench| {
+        Box::pin(async {
+            let mut vm = bench.start().await;
+            bench.snapshot(&mut *vm, "s").await;
+            bench.driver.destroy(&bench.vm.name).await.unwrap();
+            let (snapshot, vm) = (name("s"), &bench.vm.name);
+            let folder = bench.store.vm_folder(&snapshot, vm);
+            let manifest = bench.store.verify(&snapshot, vm).unwrap();
+
+            let ram = std::fs::read(folder.join("ram")).unwrap();
+            let mut flipped = ram.clone();
+            flipped[ram.len() / 2] ^= 1;
+            std::fs::write(folder.join("ram"), flipped).unwrap();
+            let message = bench.store.verify(&snapshot, vm).unwrap_err().to_string();
+            assert!(message.contains("s/counter/ram is damaged: its content has changed"), "{message}");
+            std::fs::write(folder.join("ram"), ram).unwrap();
+
+            let layer = folder.join("disk0-0000.qcow2");
+            std::fs::rename(&layer, bench.path().join("moved")).unwrap();
+            let message = bench.store.verify(&snapshot, vm).unwrap_err().to_string();
+            assert!(message.contains("disk0-0000.qcow2 is damaged: it is missing"), "{message}");
+            std::fs::rename(bench.path().join("moved"), &layer).unwrap();
+
+            run(
+                "qemu-img",
+                &["create", "-q", "-f", "qcow2", &bench.vm.disks[0].image.to_string_lossy(), "65M"],
+            );
+            let saved = SavedVm { folder: &folder, manifest: &manifest };
+            let message = bench.driver.restore(&bench.vm, saved, 2).await.err().unwrap().to_string();
+            assert!(message.contains("base.qcow2 is not the one below this snapshot"), "{message}");
+        })
+    });
+}

@@ -1,0 +1,178 @@
+//! A member's jobs against a guest agent and a hypervisor that misbehave on purpose: the order of the
+//! straddle, what each failure says, and that nothing is left behind. Both are fakes here; the same jobs
+//! with real VMs run in the demo.
+
+mod fakes;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fakes::{FakeHypervisor, FakeVm, Guest, Log, Machine, facts, serve_guest};
+use unasnap_host::definition::VmDefinition;
+use unasnap_host::hypervisor::Vm;
+use unasnap_host::store::Store;
+use unasnap_host::works::Works;
+use unasnap_protocol::control::{Envelope, Failure, FailureKind, Phase};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::participant::{Job, Outcome, Step};
+
+struct Bench {
+    works: Works,
+    store: Store,
+    log: Log,
+    folder: tempfile::TempDir,
+}
+
+fn envelope() -> Envelope {
+    let name = |text: &str| Name::new(text).unwrap();
+    Envelope {
+        vm: name("vm1"),
+        deployment: name("ring"),
+        snapshot: name("s1"),
+        epoch: 6,
+        term: 1,
+        incarnation: 0,
+    }
+}
+
+fn definition(folder: &Path) -> VmDefinition {
+    let path = folder.join("vm1.toml");
+    std::fs::write(folder.join("kernel"), b"k").unwrap();
+    let text = "name = \"vm1\"\ndeployment = \"ring\"\nmemory_mb = 64\ncpus = 1\nkernel = \"kernel\"\n";
+    std::fs::write(&path, text).unwrap();
+    VmDefinition::load(&path).unwrap()
+}
+
+fn bench(guest: Guest, machine: Machine, space_needed: u64) -> Bench {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, socket) = (Log::default(), folder.path().join("guest.sock"));
+    serve_guest(&socket, guest, log.clone());
+    let store = Store::open(folder.path(), 0).unwrap();
+    let vm =
+        FakeVm { behaviour: machine, log: log.clone(), socket: socket.clone(), folder: None, space_needed };
+    let hypervisor = FakeHypervisor { facts: facts(), log: log.clone(), socket };
+    let vm: Option<Box<dyn Vm>> = Some(Box::new(vm));
+    let works =
+        Works::new(definition(folder.path()), Arc::new(hypervisor), store.clone(), vm, Duration::ZERO);
+    Bench { works, store, log, folder }
+}
+
+impl Bench {
+    async fn job(&self, step: Step) -> Result<Outcome, Failure> {
+        self.works.carry_out(Job { envelope: envelope(), step }).await
+    }
+
+    async fn up_to_the_cut(&self) {
+        for step in [Step::Prepare(vec![]), Step::Arm, Step::Cut] {
+            self.job(step).await.unwrap();
+        }
+    }
+
+    /// Everything below the store's folder.
+    fn left(&self) -> Vec<String> {
+        let root = self.folder.path().join("snapshots");
+        let names =
+            std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect()
+    }
+}
+
+#[tokio::test]
+async fn the_straddle_flips_send_before_and_receive_after_the_instant() {
+    let bench = bench(Guest::Healthy, Machine::Healthy, 0);
+    bench.up_to_the_cut().await;
+    let expected =
+        ["SelfCheck", "SetMembers", "overlays", "word 6 6 on", "SetStrict", "FlipSend", "cut", "FlipReceive"];
+    assert_eq!(bench.log.taken(), expected);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_commits_is_durable_and_ends_idle_at_the_next_epoch() {
+    let bench = bench(Guest::Healthy, Machine::Healthy, 0);
+    bench.up_to_the_cut().await;
+    bench.job(Step::Clear).await.unwrap();
+    bench.works.save(&envelope()).await.unwrap();
+    bench.job(Step::Commit).await.unwrap();
+    assert_eq!(bench.log.taken().last().unwrap(), "word 7 7 off");
+    assert!(bench.store.is_committed(&envelope().snapshot));
+    bench.job(Step::Poll).await.unwrap();
+    let refused = bench.job(Step::Undo).await.unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Stale, "a committed snapshot is never undone: {refused}");
+    bench.job(Step::Poll).await.unwrap();
+    bench.job(Step::Delete).await.unwrap();
+    assert_eq!(bench.left(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_guest_agent_that_does_not_answer_is_named_and_nothing_is_left() {
+    let bench = bench(Guest::Silent, Machine::Healthy, 0);
+    let failure = bench.job(Step::Prepare(vec![])).await.unwrap_err();
+    assert_eq!((failure.kind, failure.phase), (FailureKind::GuestAgent, Phase::Prepare));
+    assert!(failure.text.contains("did not answer SelfCheck"), "{failure}");
+    assert!(failure.text.contains("is unasnap-guest running"), "{failure}");
+    bench.job(Step::Undo).await.unwrap();
+    assert_eq!(bench.left(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_member_that_advanced_by_itself_refuses_its_cut() {
+    let bench = bench(Guest::AdvancesInTheStraddle, Machine::Healthy, 0);
+    bench.job(Step::Prepare(vec![])).await.unwrap();
+    bench.job(Step::Arm).await.unwrap();
+    let failure = bench.job(Step::Cut).await.unwrap_err();
+    assert_eq!((failure.kind, failure.phase), (FailureKind::LateCut, Phase::Take));
+    bench.job(Step::Undo).await.unwrap();
+    assert!(bench.log.taken().contains(&"discard".to_owned()), "the cut that was made is given up");
+    assert_eq!(bench.left(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_vm_that_does_not_run_is_refused() {
+    let bench = bench(Guest::Healthy, Machine::Dead, 0);
+    let failure = bench.job(Step::Prepare(vec![])).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::VmNotRunning, "{failure}");
+}
+
+#[tokio::test]
+async fn a_disk_too_small_is_refused_before_anything_is_written() {
+    let bench = bench(Guest::Healthy, Machine::Healthy, u64::MAX / 2);
+    let failure = bench.job(Step::Prepare(vec![])).await.unwrap_err();
+    assert_eq!((failure.kind, failure.phase), (FailureKind::NoSpace, Phase::Prepare), "{failure}");
+    assert!(!bench.log.taken().contains(&"overlays".to_owned()));
+    assert_eq!(bench.left(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_hypervisor_that_dies_while_saving_leaves_no_snapshot() {
+    let bench = bench(Guest::Healthy, Machine::DiesWhileSaving, 0);
+    bench.up_to_the_cut().await;
+    let failure = bench.works.save(&envelope()).await.unwrap_err();
+    assert!(failure.text.contains("qemu.log"), "the error says where its last words are: {failure}");
+    bench.job(Step::Undo).await.unwrap();
+    assert_eq!(bench.left(), [""; 0]);
+}
+
+#[tokio::test]
+async fn saving_that_is_broken_off_can_be_undone() {
+    let bench = bench(Guest::Healthy, Machine::SavesForEver, 0);
+    bench.up_to_the_cut().await;
+    let saving = tokio::time::timeout(Duration::from_millis(50), bench.works.save(&envelope())).await;
+    assert!(saving.is_err());
+    bench.job(Step::Undo).await.unwrap();
+    let log = bench.log.taken();
+    assert_eq!(log[log.len() - 2..], ["discard", "word 7 7 off"]);
+    assert_eq!(bench.left(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_restore_destroys_before_it_loads_and_sets_the_word_before_the_hooks() {
+    let bench = bench(Guest::Healthy, Machine::Healthy, 0);
+    bench.up_to_the_cut().await;
+    bench.works.save(&envelope()).await.unwrap();
+    bench.job(Step::Commit).await.unwrap();
+    bench.log.taken();
+    bench.job(Step::Restore).await.unwrap();
+    bench.job(Step::Start(vec![])).await.unwrap();
+    assert_eq!(bench.log.taken(), ["destroy", "load", "resume", "word 6 6 off", "SetMembers", "StartHooks"]);
+}
