@@ -27,6 +27,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::build;
 use crate::layout::Layout;
+use crate::setup;
 
 /// What the user chose.
 #[derive(Debug, Clone, clap::Args)]
@@ -57,7 +58,7 @@ impl Options {
     }
 }
 
-/// Builds, runs the demo, prints and writes its results.
+/// Installs what is missing, builds, runs the demo, prints and writes its results.
 ///
 /// # Errors
 /// The demo could not be carried out, or its verdict is not "ok" although packets were coloured.
@@ -67,6 +68,7 @@ pub fn run(layout: &Layout, options: &Options) -> Result<()> {
         nix::unistd::geteuid().is_root(),
         "the demo needs root: network namespaces, tap devices, guests' RAM"
     );
+    setup::run(layout, false)?;
     let artifacts = build::build(layout)?;
     let start = Instant::now();
     let outcome = course::run(layout, &artifacts, options)?;

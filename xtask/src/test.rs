@@ -31,7 +31,7 @@ struct Score {
 /// Something failed; the lines above the last one say what.
 pub fn run(layout: &Layout) -> Result<()> {
     let mut score = Score::default();
-    score.verdict("setup", Instant::now(), setup::check(layout));
+    score.verdict("setup", Instant::now(), setup::run(layout, false));
     let cargo = |arguments: &[&str]| {
         let mut command = Command::new("cargo");
         command.current_dir(&layout.root).env("CARGO_TARGET_DIR", &layout.target).args(arguments);
@@ -144,10 +144,14 @@ fn copy(mut pipe: impl Read, seen: &Mutex<String>) {
     }
 }
 
-/// Names of the tests that failed.
+/// Names of the tests that failed: the indented lines before each `test result: FAILED`.
 fn failures(text: &str) -> String {
-    let failed = text.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
-    let names = failed.collect::<Vec<_>>().join(", ");
+    let lists = text.match_indices("\ntest result: FAILED").filter_map(|(end, _)| {
+        let (_, list) = text[..end].rsplit_once("\nfailures:\n")?;
+        Some(list)
+    });
+    let names = lists.flat_map(str::lines).map(str::trim).filter(|name| !name.is_empty());
+    let names = names.collect::<Vec<_>>().join(", ");
     if names.is_empty() { names } else { format!(": {names}") }
 }
 
@@ -161,7 +165,8 @@ fn running(text: &str) -> &str {
 mod tests {
     use super::*;
 
-    const OUTPUT: &str = "running 2 tests\ntest a::good ... ok\ntest a::bad ... FAILED\n\n\
+    const OUTPUT: &str = "running 2 tests\ntest a::good ... ok\ntest a::bad ... noise\nFAILED\n\n\
+                          failures:\n\n---- a::bad stdout ----\npanic\n\nfailures:\n    a::bad\n\n\
                           test result: FAILED. 1 passed; 1 failed; 3 ignored; 0 measured\n\ntest vm::hangs ... talk\n";
 
     #[test]

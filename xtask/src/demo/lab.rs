@@ -211,6 +211,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_lab_connects_its_hosts_and_leaves_nothing() {
+        let lab = Lab::new(2).unwrap();
+        let all = Arc::clone(&lab.all);
+        let reach = |address: &str| {
+            // A connection that is refused has arrived.
+            let mut command = lab.hosts[0].command(Path::new("bash"));
+            command.args(["-c", &format!("timeout 5 bash -c 'echo >/dev/tcp/{address}/9'")]);
+            let output = output("bash", &mut command, QUICK).unwrap();
+            String::from_utf8_lossy(&output.stderr).contains("Connection refused")
+        };
+        assert!(reach("10.77.0.1") && reach("10.77.0.12"));
+        // In a session of its own, as QEMU is once it has daemonized.
+        let mut sleeper = lab.hosts[1].command(Path::new("setsid"));
+        run("setsid", sleeper.args(["--fork", "sleep", "600"]), QUICK).unwrap();
+        assert_eq!(lab.kill_everything().unwrap(), 1);
+        drop(lab);
+        assert!(all.iter().all(|namespace| !Path::new("/run/netns").join(&namespace.0).exists()));
+    }
+
+    #[test]
     fn only_our_namespaces_have_an_owner() {
         assert_eq!(owner("unasnap-demo-123-h1"), Some(123));
         assert_eq!(owner("unasnap-demo-x-h1"), None);
