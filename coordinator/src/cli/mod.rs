@@ -1,0 +1,152 @@
+//! Subcommands: what is typed, and what is printed. stdout is data, stderr is talk.
+
+mod output;
+mod pki;
+mod progress;
+mod restore;
+mod snapshot;
+mod status;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
+use unasnap_protocol::name::Name;
+
+use crate::config::{CLIENT_PATH, COORDINATOR_PATH, ClientConfig, CoordinatorConfig};
+use crate::daemon;
+use crate::failure::{CliError, EXIT_CODES, Result};
+
+/// Consistent global snapshots of running distributed systems in virtual machines.
+#[derive(Parser)]
+#[command(name = "unasnap", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Configuration file [default: $UNASNAP_CONFIG or /etc/unasnap/client.toml; for `coordinator`
+    /// /etc/unasnap/coordinator.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print one JSON object on stdout instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show coordinator, hosts, VMs and what is under way
+    Status,
+    /// Take, list, show or delete global snapshots
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Bring every VM of a deployment back to a snapshot
+    Restore {
+        /// The snapshot [default: the newest usable one]
+        id: Option<Name>,
+    },
+    /// Hosts
+    #[command(subcommand)]
+    Host(List),
+    /// Virtual machines
+    #[command(subcommand)]
+    Vm(List),
+    /// Make the cluster's certificates
+    #[command(subcommand)]
+    Pki(Pki),
+    /// Run the coordinator
+    Coordinator,
+}
+
+#[derive(Subcommand)]
+enum Snapshot {
+    /// Take a snapshot of all VMs of a deployment
+    Take {
+        /// The deployment [default: the only one]
+        deployment: Option<Name>,
+    },
+    /// List usable snapshots
+    List {
+        /// Also those that were aborted or are being taken or deleted
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one snapshot with the times of every VM
+    Show {
+        /// The snapshot
+        id: Name,
+    },
+    /// Delete a snapshot and its files
+    Delete {
+        /// The snapshot
+        id: Name,
+    },
+}
+
+#[derive(Subcommand)]
+enum List {
+    /// List them
+    List,
+}
+
+#[derive(Subcommand)]
+enum Pki {
+    /// Write a new CA, and key pairs of coordinator, hosts and operator
+    Init {
+        /// Folder for the files
+        #[arg(long)]
+        dir: PathBuf,
+        /// Names of the hosts
+        #[arg(long = "host", num_args = 1.., required = true, value_name = "HOST")]
+        hosts: Vec<Name>,
+        /// Name of the operator
+        #[arg(long, default_value = "admin", value_name = "NAME")]
+        operator: Name,
+    },
+    /// Write the key pair of one more host
+    AddHost {
+        /// Name of the host
+        host: Name,
+        /// Folder that `pki init` wrote
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+/// Carries out what was typed.
+pub fn run(cli: Cli) -> Result<()> {
+    let Cli { config, json, command } = cli;
+    match command {
+        Command::Pki(Pki::Init { dir, hosts, operator }) => pki::init(&dir, &hosts, &operator, json),
+        Command::Pki(Pki::AddHost { host, dir }) => pki::add_host(&dir, &host, json),
+        Command::Coordinator => {
+            let path = config.unwrap_or_else(|| COORDINATOR_PATH.into());
+            runtime(true)?.block_on(daemon::run(&CoordinatorConfig::load(&path)?))
+        }
+        command => {
+            let path = config.or_else(|| std::env::var_os("UNASNAP_CONFIG").map(PathBuf::from));
+            let config = ClientConfig::load(&path.unwrap_or_else(|| CLIENT_PATH.into()))?;
+            runtime(false)?.block_on(ask(command, &config, json))
+        }
+    }
+}
+
+async fn ask(command: Command, config: &ClientConfig, json: bool) -> Result<()> {
+    match command {
+        Command::Status => status::overview(config, json).await,
+        Command::Host(List::List) => status::hosts(config, json).await,
+        Command::Vm(List::List) => status::vms(config, json).await,
+        Command::Snapshot(Snapshot::Take { deployment }) => snapshot::take(config, deployment, json).await,
+        Command::Snapshot(Snapshot::List { all }) => snapshot::list(config, all, json).await,
+        Command::Snapshot(Snapshot::Show { id }) => snapshot::show(config, id, json).await,
+        Command::Snapshot(Snapshot::Delete { id }) => snapshot::delete(config, id, json).await,
+        Command::Restore { id } => restore::restore(config, id, json).await,
+        Command::Pki(_) | Command::Coordinator => Ok(()),
+    }
+}
+
+/// The coordinator's journal blocks one thread while it syncs; the others go on.
+fn runtime(threads: bool) -> Result<Runtime> {
+    let mut builder = if threads { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+    let built = builder.worker_threads(2).enable_all().build();
+    built.map_err(|error| CliError::internal(format!("cannot start the runtime: {error}")))
+}

@@ -1,0 +1,61 @@
+//! Progress per VM, on a terminal only, and only of what takes longer than a glance.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, stderr};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::Progress;
+
+/// What is over sooner shows nothing.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// Lines on stderr, one per VM.
+pub struct Lines {
+    began: Instant,
+    wanted: bool,
+    lines: MultiProgress,
+    bars: BTreeMap<Name, ProgressBar>,
+}
+
+impl Lines {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        let wanted = stderr().is_terminal();
+        Self { began: Instant::now(), wanted, lines: MultiProgress::new(), bars: BTreeMap::new() }
+    }
+
+    /// Shows where each VM stands.
+    pub fn show(&mut self, progress: &Progress) {
+        if !self.wanted || self.began.elapsed() < QUIET {
+            return;
+        }
+        for vm in &progress.members {
+            let bar = self.bars.entry(vm.clone()).or_insert_with(|| new_line(&self.lines, vm));
+            let waiting = progress.waiting.contains(vm);
+            bar.set_message(format!("{} {}", progress.phase, if waiting { "..." } else { "done" }));
+        }
+    }
+
+    /// Removes the lines: what remains on the terminal is the answer.
+    pub fn clear(self) {
+        // A terminal that cannot be cleared shows the lines for longer.
+        let _ = self.lines.clear();
+    }
+}
+
+fn new_line(lines: &MultiProgress, vm: &Name) -> ProgressBar {
+    let bar = lines.add(ProgressBar::new_spinner());
+    if let Ok(style) = ProgressStyle::with_template(template()) {
+        bar.set_style(style);
+    }
+    bar.set_prefix(vm.to_string());
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+fn template() -> &'static str {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if plain { "{spinner} {prefix} {msg}" } else { "{spinner:.cyan} {prefix:.bold} {msg}" }
+}

@@ -1,0 +1,42 @@
+//! `unasnap restore`.
+
+use serde::Serialize;
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::{Reply, Request, RestoreReport};
+
+use super::output;
+use super::progress::Lines;
+use crate::client::Exchange;
+use crate::config::ClientConfig;
+use crate::failure::Result;
+
+#[derive(Serialize)]
+struct Restored {
+    restore: RestoreReport,
+}
+
+/// Restores and prints who runs where.
+pub async fn restore(config: &ClientConfig, id: Option<Name>, json: bool) -> Result<()> {
+    let mut exchange = Exchange::begin(config, &Request::Restore(id)).await?;
+    let mut lines = Lines::new();
+    let restore = loop {
+        match exchange.next().await? {
+            Reply::Progress(progress) => lines.show(&progress),
+            Reply::Restored(report) => break report,
+            other => return Err(exchange.unexpected(&other)),
+        }
+    };
+    lines.clear();
+    for warning in &restore.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if json {
+        return output::json(&Restored { restore });
+    }
+    output::line(&format!(
+        "restored {} in {:.1} ms; incarnation {} runs",
+        restore.snapshot, restore.restore_ms, restore.incarnation
+    ))?;
+    let rows = restore.members.iter().map(|place| vec![place.vm.to_string(), place.host.to_string()]);
+    output::table(&["VM", "HOST"], rows)
+}

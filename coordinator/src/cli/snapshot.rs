@@ -1,0 +1,170 @@
+//! `unasnap snapshot`.
+
+use serde::Serialize;
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::{
+    DeleteReport, MemberRecord, Reply, Request, SnapshotRecord, SnapshotState, ms,
+};
+
+use super::output;
+use super::progress::Lines;
+use crate::client::Exchange;
+use crate::config::ClientConfig;
+use crate::failure::{CliError, Result};
+
+#[derive(Serialize)]
+struct One {
+    snapshot: SnapshotRecord,
+}
+
+#[derive(Serialize)]
+struct Many {
+    snapshots: Vec<SnapshotRecord>,
+}
+
+#[derive(Serialize)]
+struct Deleted {
+    deleted: DeleteReport,
+}
+
+/// `snapshot take`.
+pub async fn take(config: &ClientConfig, deployment: Option<Name>, json: bool) -> Result<()> {
+    let record = single(records(config, Request::Take(deployment)).await?)?;
+    if !record.consistent {
+        eprintln!(
+            "warning: not all VMs were coloured, so this snapshot is not consistent: a restore may hang or lose data"
+        );
+    }
+    print_one(record, json)
+}
+
+/// `snapshot show`.
+pub async fn show(config: &ClientConfig, id: Name, json: bool) -> Result<()> {
+    print_one(single(records(config, Request::Show(id)).await?)?, json)
+}
+
+/// `snapshot list`.
+pub async fn list(config: &ClientConfig, all: bool, json: bool) -> Result<()> {
+    let snapshots = records(config, Request::List(all)).await?;
+    if json {
+        return output::json(&Many { snapshots });
+    }
+    if snapshots.is_empty() {
+        eprintln!("no snapshots yet; `unasnap snapshot take` takes one");
+        return Ok(());
+    }
+    let header = [
+        "SNAPSHOT",
+        "DEPLOYMENT",
+        "STATE",
+        "CONSISTENT",
+        "CREATED",
+        "VMS",
+        "MAX PAUSE ms",
+        "SKEW ms",
+        "GLOBAL ms",
+        "SIZE",
+    ];
+    output::table(&header, snapshots.iter().map(row))
+}
+
+/// `snapshot delete`.
+pub async fn delete(config: &ClientConfig, id: Name, json: bool) -> Result<()> {
+    let mut exchange = Exchange::begin(config, &Request::Delete(id)).await?;
+    let deleted = match exchange.next().await? {
+        Reply::Deleted(report) => report,
+        other => return Err(exchange.unexpected(&other)),
+    };
+    for place in &deleted.waiting {
+        let (vm, host) = (&place.vm, &place.host);
+        eprintln!(
+            "warning: host {host} has not yet removed its files of {vm}; it is asked again when it is connected"
+        );
+    }
+    if json {
+        return output::json(&Deleted { deleted });
+    }
+    output::line(&format!("deleted {}", deleted.snapshot))
+}
+
+async fn records(config: &ClientConfig, request: Request) -> Result<Vec<SnapshotRecord>> {
+    let mut exchange = Exchange::begin(config, &request).await?;
+    let mut lines = Lines::new();
+    let mut records = Vec::new();
+    loop {
+        match exchange.next().await? {
+            Reply::Progress(progress) => lines.show(&progress),
+            Reply::Record(record) => records.push(*record),
+            Reply::End(()) => break,
+            other => return Err(exchange.unexpected(&other)),
+        }
+    }
+    lines.clear();
+    Ok(records)
+}
+
+fn single(mut records: Vec<SnapshotRecord>) -> Result<SnapshotRecord> {
+    let missing = "the coordinator ended its answer without a snapshot; install the same release on both";
+    records.pop().ok_or_else(|| CliError::internal(missing))
+}
+
+fn row(record: &SnapshotRecord) -> Vec<String> {
+    let pause = record.members.iter().filter_map(|member| member.pause_ms).max_by(f64::total_cmp);
+    let size = record.members.iter().map(|member| member.bytes).sum();
+    vec![
+        record.id.to_string(),
+        record.deployment.to_string(),
+        state(record.state).to_owned(),
+        yes_no(record.consistent),
+        record.created.clone(),
+        record.members.len().to_string(),
+        output::ms(pause),
+        output::ms(record.skew_ms),
+        output::ms(record.global_ms),
+        output::bytes(size),
+    ]
+}
+
+fn print_one(snapshot: SnapshotRecord, json: bool) -> Result<()> {
+    if json {
+        return output::json(&One { snapshot });
+    }
+    output::line(&format!("snapshot    {} ({})", snapshot.id, state(snapshot.state)))?;
+    output::line(&format!("deployment  {}, epoch {}", snapshot.deployment, snapshot.epoch))?;
+    output::line(&format!("created     {}", snapshot.created))?;
+    output::line(&format!("consistent  {}", yes_no(snapshot.consistent)))?;
+    output::line(&format!("RAM         {}", snapshot.ram_way))?;
+    let [skew, save, global] = [snapshot.skew_ms, snapshot.save_ms, snapshot.global_ms].map(output::ms);
+    output::line(&format!("times       skew {skew} ms, slowest local {save} ms, global {global} ms"))?;
+    if let Some(failure) = &snapshot.failure {
+        output::line(&format!("failure     {failure}"))?;
+    }
+    let header = ["VM", "HOST", "PAUSE ms", "STRADDLE ms", "LOCAL ms", "SIZE", "OUTSIDE"];
+    output::table(&header, snapshot.members.iter().map(member_row))
+}
+
+fn member_row(member: &MemberRecord) -> Vec<String> {
+    let straddle = member.send_flipped_ns.zip(member.receive_flipped_ns);
+    vec![
+        member.vm.to_string(),
+        member.host.to_string(),
+        output::ms(member.pause_ms),
+        output::ms(straddle.map(|(from, to)| ms(to.saturating_sub(from)))),
+        output::ms(member.local_ms),
+        output::bytes(member.bytes),
+        output::known(member.outside_connections),
+    ]
+}
+
+fn state(state: SnapshotState) -> &'static str {
+    match state {
+        SnapshotState::Open => "open",
+        SnapshotState::Committed => "committed",
+        SnapshotState::Aborted => "aborted",
+        SnapshotState::Deleting => "deleting",
+    }
+}
+
+fn yes_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}

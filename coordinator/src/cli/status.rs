@@ -1,0 +1,127 @@
+//! `unasnap status`, `host list`, `vm list`: three views of one answer.
+
+use serde::Serialize;
+use unasnap_protocol::control::{Colouring, VmState};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::{HostStatus, Reply, Request, StatusReport, VmStatus};
+
+use super::output;
+use crate::client::Exchange;
+use crate::config::ClientConfig;
+use crate::failure::Result;
+
+#[derive(Serialize)]
+struct Hosts {
+    hosts: Vec<HostStatus>,
+}
+
+#[derive(Serialize)]
+struct Vms {
+    vms: Vec<VmStatus>,
+}
+
+/// `status`.
+pub async fn overview(config: &ClientConfig, json: bool) -> Result<()> {
+    let status = fetch(config).await?;
+    if json {
+        return output::json(&status);
+    }
+    let daemon = &status.coordinator;
+    output::line(&format!(
+        "coordinator  version {}, term {}, up {} s",
+        daemon.version, daemon.term, daemon.uptime_s
+    ))?;
+    let last = status.last_snapshot.as_ref();
+    let last = last.map_or_else(|| "none".to_owned(), |last| format!("{}, {}", last.id, last.created));
+    output::line(&format!("last usable  {last}"))?;
+    for course in &status.courses {
+        let waiting = course.waiting.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+        output::line(&format!("under way    {} {}, waiting for {waiting}", course.phase, course.snapshot))?;
+    }
+    output::line("")?;
+    host_table(&status.hosts)?;
+    output::line("")?;
+    vm_table(&status.vms)
+}
+
+/// `host list`.
+pub async fn hosts(config: &ClientConfig, json: bool) -> Result<()> {
+    let hosts = fetch(config).await?.hosts;
+    if json { output::json(&Hosts { hosts }) } else { host_table(&hosts) }
+}
+
+/// `vm list`.
+pub async fn vms(config: &ClientConfig, json: bool) -> Result<()> {
+    let vms = fetch(config).await?.vms;
+    if json { output::json(&Vms { vms }) } else { vm_table(&vms) }
+}
+
+async fn fetch(config: &ClientConfig) -> Result<StatusReport> {
+    let mut exchange = Exchange::begin(config, &Request::Status(())).await?;
+    match exchange.next().await? {
+        Reply::Status(status) => Ok(*status),
+        other => Err(exchange.unexpected(&other)),
+    }
+}
+
+fn host_table(hosts: &[HostStatus]) -> Result<()> {
+    let row = |host: &HostStatus| {
+        vec![
+            host.name.to_string(),
+            if host.connected { "yes" } else { "no" }.to_owned(),
+            output::known(host.since.as_ref()),
+            host.agent_version.clone(),
+            output::bytes(host.free_bytes),
+        ]
+    };
+    output::table(&["HOST", "CONNECTED", "SINCE", "AGENT", "FREE"], hosts.iter().map(row))
+}
+
+fn vm_table(vms: &[VmStatus]) -> Result<()> {
+    let header = [
+        "VM",
+        "DEPLOYMENT",
+        "HOST",
+        "STATE",
+        "COLOURING",
+        "RAM WAY",
+        "ACCEL",
+        "GUEST",
+        "INCARNATION",
+        "MEMORY",
+        "CPUS",
+    ];
+    let row = |vm: &VmStatus| {
+        vec![
+            vm.name.to_string(),
+            vm.deployment.to_string(),
+            vm.host.to_string(),
+            vm.state.map_or("host away", state).to_owned(),
+            output::known(vm.colouring.map(colouring)),
+            output::known(vm.ram_way.as_ref().filter(|way| !way.is_empty())),
+            output::known(vm.accelerator.as_ref().filter(|name| !name.is_empty())),
+            output::known(vm.guest_agent.map(|answers| if answers { "answers" } else { "silent" })),
+            output::known(vm.incarnation),
+            output::known(vm.memory_mb.map(|memory| format!("{memory} MiB"))),
+            output::known(vm.cpus),
+        ]
+    };
+    output::table(&header, vms.iter().map(row))
+}
+
+fn state(state: VmState) -> &'static str {
+    match state {
+        VmState::Stopped => "stopped",
+        VmState::Starting => "starting",
+        VmState::Running => "running",
+        VmState::Paused => "paused",
+        VmState::Failed => "failed",
+    }
+}
+
+fn colouring(colouring: Colouring) -> &'static str {
+    match colouring {
+        Colouring::Guest => "guest",
+        Colouring::None => "none",
+    }
+}

@@ -1,0 +1,67 @@
+//! One request to the coordinator: connect, ask, listen until the answer is complete.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use unasnap_channel::{Connection, connect};
+use unasnap_protocol::control::CoordinatorSession;
+use unasnap_protocol::frame::Frame;
+use unasnap_protocol::operator::{MAX_SILENCE_S, Reply, Request};
+
+use crate::config::ClientConfig;
+use crate::failure::{CliError, Kind, Result};
+
+/// A connection on which one request was sent.
+pub struct Exchange {
+    connection: Connection,
+    address: String,
+}
+
+impl Exchange {
+    /// Connects and asks.
+    pub async fn begin(config: &ClientConfig, request: &Request) -> Result<Self> {
+        let identity = config.tls.identity()?;
+        let mut connection = connect(&config.coordinator, &identity).await?;
+        connection.send(&request.encode(&())).await?;
+        Ok(Self { connection, address: config.coordinator.clone() })
+    }
+
+    /// The next reply; a refusal is an error.
+    pub async fn next(&mut self) -> Result<Reply> {
+        let limit = Duration::from_secs(MAX_SILENCE_S);
+        let frame = timeout(limit, self.connection.recv()).await.map_err(|_| {
+            let text = format!(
+                "the coordinator at {} said nothing for {MAX_SILENCE_S} s; look at its log",
+                self.address
+            );
+            CliError::new(Kind::TimedOut, text)
+        })??;
+        let frame = frame.ok_or_else(|| {
+            let text = format!("the coordinator at {} closed the connection; look at its log", self.address);
+            CliError::new(Kind::Connection, text)
+        })?;
+        match read(&frame)? {
+            Reply::Failed(error) => Err(error.into()),
+            reply => Ok(reply),
+        }
+    }
+
+    /// A reply that the request cannot have: the coordinator is of another make.
+    pub fn unexpected(&self, reply: &Reply) -> CliError {
+        CliError::internal(format!(
+            "the coordinator at {} answered with {}, which does not fit the request; install the same release on both",
+            self.address,
+            reply.name()
+        ))
+    }
+}
+
+fn read(frame: &Frame) -> Result<Reply> {
+    if let Ok(((), CoordinatorSession::Goodbye(why))) = CoordinatorSession::decode(frame) {
+        return Err(CliError::new(Kind::Connection, why));
+    }
+    let misread = |error| {
+        CliError::new(Kind::Connection, format!("the coordinator's answer is not understood: {error}"))
+    };
+    Reply::decode(frame).map(|((), reply)| reply).map_err(misread)
+}

@@ -1,0 +1,119 @@
+//! Removes snapshots: first the record becomes unusable, then every member's host removes its files.
+//! A host that is away is asked when it comes back.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use unasnap_protocol::control::{Envelope, Order};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::{DeleteReport, Place, Reply, RequestError, RequestErrorKind, SnapshotState};
+
+use super::journal::{Result, Stored};
+use super::owner::{Owner, Watchers, tell};
+use super::restoring::no_snapshot;
+
+/// How long an operator waits for hosts to remove files.
+const OPERATOR_LIMIT: Duration = Duration::from_secs(10);
+
+/// A deletion for which operators wait.
+pub struct Deletion {
+    /// When they are told who has not answered.
+    pub deadline: Instant,
+    watchers: Watchers,
+}
+
+impl Owner {
+    /// `snapshot delete`.
+    pub(super) fn delete(&mut self, id: &Name, replies: mpsc::Sender<Reply>) -> Result<()> {
+        let mut stored = match self.deletable(id) {
+            Ok(stored) => stored,
+            Err(error) => {
+                tell(&vec![replies], &Reply::Failed(error));
+                return Ok(());
+            }
+        };
+        match stored.record.state {
+            // An aborted attempt has no files.
+            SnapshotState::Aborted => {}
+            SnapshotState::Deleting => {}
+            SnapshotState::Committed | SnapshotState::Open => {
+                stored.record.state = SnapshotState::Deleting;
+                stored.undeleted = stored.places().into_keys().collect();
+                self.journal.update_snapshot(stored)?;
+            }
+        }
+        let deletion = self
+            .deletions
+            .entry(id.clone())
+            .or_insert_with(|| Deletion { deadline: Instant::now() + OPERATOR_LIMIT, watchers: Vec::new() });
+        deletion.watchers.push(replies);
+        self.forget_if_deleted(id)?;
+        self.order_deletions(None);
+        Ok(())
+    }
+
+    fn deletable(&self, id: &Name) -> std::result::Result<Stored, RequestError> {
+        let Some(stored) = self.journal.snapshots().get(id) else {
+            return Err(RequestError::new(RequestErrorKind::NotFound, no_snapshot(id)));
+        };
+        match self.open_course(&stored.record.deployment) {
+            Some(what) => {
+                let text = format!("{what} is under way; delete {id} when it has ended");
+                Err(RequestError::new(RequestErrorKind::Refused, text))
+            }
+            None => Ok(stored.clone()),
+        }
+    }
+
+    /// Orders what is still to be removed, of `host` or of all hosts, where no course could be disturbed: a
+    /// member's mailbox has one place.
+    pub(super) fn order_deletions(&self, host: Option<&Name>) {
+        for stored in self.journal.snapshots().values().filter(|stored| !stored.undeleted.is_empty()) {
+            let deployment = &stored.record.deployment;
+            if self.open_course(deployment).is_some() {
+                continue;
+            }
+            let incarnation = self.journal.counters(deployment).incarnation;
+            for (vm, place) in stored.places() {
+                if stored.undeleted.contains(&vm) && host.is_none_or(|host| *host == place) {
+                    let envelope = Envelope { incarnation, ..stored.envelope(&vm, self.journal.term()) };
+                    self.registry.order(&place, &envelope, &Order::Delete(()));
+                }
+            }
+        }
+    }
+
+    /// A host has removed one member's files.
+    pub(super) fn on_deleted(&mut self, host: &Name, envelope: &Envelope) -> Result<()> {
+        let Some(stored) = self.journal.snapshots().get(&envelope.snapshot) else { return Ok(()) };
+        let place = Some(host) == stored.places().get(&envelope.vm);
+        if !place || !stored.undeleted.contains(&envelope.vm) {
+            return Ok(());
+        }
+        let mut stored = stored.clone();
+        stored.undeleted.retain(|vm| *vm != envelope.vm);
+        self.journal.update_snapshot(stored)?;
+        self.forget_if_deleted(&envelope.snapshot)
+    }
+
+    fn forget_if_deleted(&mut self, id: &Name) -> Result<()> {
+        if self.journal.snapshots().get(id).is_some_and(|stored| stored.undeleted.is_empty()) {
+            self.journal.remove_snapshot(id)?;
+            self.answer_deletion(id);
+        }
+        Ok(())
+    }
+
+    /// Tells operators that it is done, or whose files remain for now.
+    pub(super) fn answer_deletion(&mut self, id: &Name) {
+        let Some(deletion) = self.deletions.remove(id) else { return };
+        let stored = self.journal.snapshots().get(id);
+        let remains = |stored: &Stored| -> Vec<Place> {
+            let left = stored.places().into_iter().filter(|(vm, _)| stored.undeleted.contains(vm));
+            left.map(|(vm, host)| Place { vm, host }).collect()
+        };
+        let waiting = stored.map(remains).unwrap_or_default();
+        tell(&deletion.watchers, &Reply::Deleted(DeleteReport { snapshot: id.clone(), waiting }));
+    }
+}

@@ -1,0 +1,146 @@
+//! Hosts come, report, answer and go.
+
+use std::collections::BTreeMap;
+
+use unasnap_protocol::PROTOCOL_VERSION;
+use unasnap_protocol::control::{
+    Answer, CoordinatorSession, Envelope, Failure, FailureKind, Hello, Inventory, MAX_VMS_PER_HOST, Order,
+    Phase, Undecided, VmReport, Welcome,
+};
+use unasnap_protocol::name::Name;
+
+use super::journal::{KnownHost, KnownVm, Result};
+use super::owner::Owner;
+use super::registry::{LinkId, Outbox};
+
+impl Owner {
+    /// A host is there (again): a second connection replaces the first.
+    pub(super) fn on_hello(&mut self, link: LinkId, hello: Hello, outbox: Outbox) -> Result<()> {
+        let host = hello.host;
+        if self.registry.host(&host).is_some() {
+            tracing::warn!("host {host} connects a second time; its first connection is closed");
+            self.lose_host(&host)?;
+        }
+        tracing::info!("host {host} is connected with {} VMs", hello.inventory.vms.len());
+        self.journal.know_host(&host, KnownHost { agent_version: hello.agent_version })?;
+        self.registry.connect(host.clone(), link, Inventory { vms: Vec::new(), free_bytes: 0 }, outbox);
+        let welcome = Welcome { protocol: PROTOCOL_VERSION, term: self.journal.term() };
+        self.registry.say(&host, &CoordinatorSession::Welcome(welcome));
+        self.on_inventory(&host, hello.inventory)?;
+        for undecided in &hello.undecided {
+            self.decide(&host, undecided);
+        }
+        self.resume_takings(&host, &hello.undecided)?;
+        self.resume_restorings(&host);
+        self.order_deletions(Some(&host));
+        Ok(())
+    }
+
+    /// Tells a host how a snapshot ended of which it does not know. One that is still being saved has not
+    /// ended: TAKE again makes the member repeat CUT and SAVED.
+    fn decide(&self, host: &Name, undecided: &Undecided) {
+        let theirs = &undecided.envelope;
+        let open =
+            self.takings.get(&theirs.deployment).filter(|taking| taking.stored.record.id == theirs.snapshot);
+        let stored = self.journal.snapshots().get(&theirs.snapshot);
+        let order = match (open.map(|taking| taking.machine.phase()), stored) {
+            (Some(Phase::Save), _) => Order::Take(()),
+            (_, Some(stored)) if stored.is_committed() || !stored.undeleted.is_empty() => Order::Commit(()),
+            _ => Order::Abort("it was never committed".to_owned()),
+        };
+        let envelope = Envelope { term: self.journal.term(), ..theirs.clone() };
+        tracing::info!("host {host} asks about {} of {}: {}", theirs.snapshot, theirs.vm, order.name());
+        self.registry.order(host, &envelope, &order);
+    }
+
+    /// In the saving phase a member goes on by itself; one whose host came back without its local
+    /// snapshot never will. Members that still have to settle are told again.
+    fn resume_takings(&mut self, host: &Name, undecided: &[Undecided]) -> Result<()> {
+        let mut lost = Vec::new();
+        for (deployment, taking) in &self.takings {
+            let here = |vm: &&Name| taking.hosts.get(vm) == Some(host);
+            for vm in taking.machine.awaited().iter().filter(here) {
+                let known = |entry: &Undecided| {
+                    entry.envelope.vm == *vm && entry.envelope.snapshot == taking.stored.record.id
+                };
+                match taking.settling_order() {
+                    Some(order) => {
+                        self.registry.order(host, &taking.stored.envelope(vm, self.journal.term()), &order);
+                    }
+                    None if taking.machine.phase() == Phase::Save && !undecided.iter().any(known) => {
+                        lost.push((deployment.clone(), vm.clone()));
+                    }
+                    None => {}
+                }
+            }
+        }
+        for (deployment, vm) in lost {
+            let text = format!(
+                "{vm}: host {host} came back without its local snapshot; look at the host agent's log there"
+            );
+            self.cancel_taking(&deployment, Failure::new(FailureKind::Files, Phase::Save, text))?;
+        }
+        Ok(())
+    }
+
+    /// Takes what a host has.
+    pub(super) fn on_inventory(&mut self, host: &Name, mut inventory: Inventory) -> Result<()> {
+        inventory.vms.truncate(MAX_VMS_PER_HOST);
+        inventory.vms.retain(|report| !self.is_elsewhere(host, report));
+        let known = |report: &VmReport| {
+            let vm = KnownVm {
+                host: host.clone(),
+                deployment: report.deployment.clone(),
+                addresses: report.addresses.clone(),
+                colouring: report.colouring,
+            };
+            (report.name.clone(), vm)
+        };
+        let vms: BTreeMap<_, _> = inventory.vms.iter().map(known).collect();
+        self.registry.set_inventory(host, inventory);
+        self.journal.know_vms(host, vms)
+    }
+
+    /// Names of VMs are unique in the cluster: whoever is connected and reported one first keeps it.
+    fn is_elsewhere(&self, host: &Name, report: &VmReport) -> bool {
+        let Some(known) = self.journal.vms().get(&report.name) else { return false };
+        let elsewhere = known.host != *host && self.registry.report(&known.host, &report.name).is_some();
+        if elsewhere && self.registry.report(host, &report.name).is_none() {
+            tracing::warn!(
+                "host {host} reports VM {}, which host {} has; rename one of them",
+                report.name,
+                known.host
+            );
+        }
+        elsewhere
+    }
+
+    /// A host's connection has ended: what it was needed for hears of it.
+    pub(super) fn lose_host(&mut self, host: &Name) -> Result<()> {
+        self.registry.disconnect(host);
+        self.takings_lose(host)?;
+        self.restorings_lose(host)
+    }
+
+    /// Hands an answer to the course in which it belongs. Others are late: their course is over.
+    pub(super) fn on_answer(&mut self, host: &Name, envelope: &Envelope, answer: Answer) -> Result<()> {
+        tracing::debug!("{host}: {} {} {}", envelope.vm, envelope.snapshot, answer.name());
+        if let Answer::Refused(failure) = &answer {
+            tracing::warn!("{} refused in {}: {failure}", envelope.vm, envelope.snapshot);
+        }
+        if envelope.term != self.journal.term() {
+            return Ok(());
+        }
+        let deployment = &envelope.deployment;
+        if self.takings.get(deployment).is_some_and(|taking| taking.expects(host, envelope)) {
+            return self.on_taking_answer(deployment, envelope.vm.clone(), answer);
+        }
+        if self.restorings.get(deployment).is_some_and(|restoring| restoring.expects(host, envelope)) {
+            return self.on_restoring_answer(deployment, envelope.vm.clone(), answer);
+        }
+        match answer {
+            Answer::Deleted(()) => self.on_deleted(host, envelope),
+            _ => Ok(()),
+        }
+    }
+}

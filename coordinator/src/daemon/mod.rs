@@ -1,0 +1,76 @@
+//! The coordinator. One task owns all state and is the only one that decides; connections are small
+//! tasks that feed it.
+//!
+//! ```text
+//!  host agents  ---- hello, inventory, answers ---->  connections --- Input --> owner --- journal (fsync)
+//!               <--- orders -----------------------   outboxes <--------------'  |
+//!  operators    ---- one request ----------------->   connections --- Input ---->|
+//!               <--- progress, answer -------------   replies <------------------'
+//! ```
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | `connections` | frames to inputs and back; who may speak |
+//! | `owner` | the state, the one `select!`, the clock |
+//! | `hosts` | hosts come, report and go |
+//! | `requests` | what operators ask |
+//! | `taking` | carries out the snapshot's state machine |
+//! | `restoring` | carries out the restore's state machine |
+//! | `deleting` | removes files of snapshots |
+//! | `journal` | what outlives the coordinator |
+//! | `registry` | who is connected |
+
+mod connections;
+mod deleting;
+mod hosts;
+mod journal;
+mod owner;
+mod registry;
+mod requests;
+mod restoring;
+mod taking;
+
+use std::fs;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing_subscriber::EnvFilter;
+use unasnap_channel::Listener;
+
+use crate::config::CoordinatorConfig;
+use crate::failure::{CliError, Result};
+use journal::Journal;
+use owner::Owner;
+
+/// Inputs that may wait for the owner before connections are slowed down.
+const INPUTS: usize = 1024;
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: &CoordinatorConfig) -> Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let identity = config.identity()?;
+    let folder = config.state_dir.display();
+    fs::create_dir_all(&config.state_dir).map_err(|error| {
+        CliError::usage(format!("cannot make state_dir {folder}: {error}; check its permissions"))
+    })?;
+    let journal = Journal::open(&config.state_dir.join("journal.redb"))
+        .map_err(|error| CliError::internal(error.to_string()))?;
+    let listener = Listener::bind(config.listen, &identity).map_err(|error| {
+        CliError::usage(format!(
+            "cannot listen on {}: {error}; choose another `listen`, or stop the coordinator that runs already",
+            config.listen
+        ))
+    })?;
+    tracing::info!(term = journal.term(), "listening on {}", config.listen);
+    let (inputs, incoming) = mpsc::channel(INPUTS);
+    let accepting = tokio::spawn(connections::accept(listener, inputs));
+    let stop = async {
+        let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+        let (Ok(mut terminate), Ok(mut interrupt)) = signals else { return std::future::pending().await };
+        tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+    };
+    let ended = Owner::new(journal).run(incoming, stop).await;
+    accepting.abort();
+    ended.map_err(|error| CliError::internal(error.to_string()))
+}

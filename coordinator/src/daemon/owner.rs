@@ -1,0 +1,148 @@
+//! The one task that owns all state: one `select!`, then apply. Connections, journal and clock are
+//! only heard here; nothing else decides.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use unasnap_protocol::control::{CoordinatorSession, FromHost, HostSession};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::Reply;
+
+use super::connections::Input;
+use super::deleting::Deletion;
+use super::journal::{Journal, Result};
+use super::registry::Registry;
+use super::restoring::Restoring;
+use super::taking::Taking;
+
+/// Operators who wait for the same answer.
+pub type Watchers = Vec<mpsc::Sender<Reply>>;
+
+/// All state of the coordinator. At most one course, snapshot or restore, is open per deployment.
+pub struct Owner {
+    pub(super) journal: Journal,
+    pub(super) registry: Registry,
+    /// Snapshots under way, by deployment.
+    pub(super) takings: BTreeMap<Name, Taking>,
+    /// Restores under way, by deployment.
+    pub(super) restorings: BTreeMap<Name, Restoring>,
+    /// Deletions for which an operator waits, by snapshot.
+    pub(super) deletions: BTreeMap<Name, Deletion>,
+    pub(super) started: Instant,
+}
+
+impl Owner {
+    /// Nobody is connected yet.
+    pub fn new(journal: Journal) -> Self {
+        Self {
+            journal,
+            registry: Registry::default(),
+            takings: BTreeMap::new(),
+            restorings: BTreeMap::new(),
+            deletions: BTreeMap::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Finishes what a dead coordinator left, then serves until `stop`. An error of the journal ends it:
+    /// what is not durable must not be acted on, and the next start takes it up from what is.
+    pub async fn run(
+        mut self,
+        mut incoming: mpsc::Receiver<Input>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        self.recover()?;
+        let mut tick = interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(stop);
+        loop {
+            tokio::select! {
+                input = incoming.recv() => match input {
+                    Some(input) => self.apply(input)?,
+                    None => return Ok(()),
+                },
+                () = sleep_until(self.next_deadline()) => self.on_deadlines()?,
+                _ = tick.tick() => self.on_tick()?,
+                () = &mut stop => return Ok(()),
+            }
+        }
+    }
+
+    fn apply(&mut self, input: Input) -> Result<()> {
+        match input {
+            Input::HostHello { link, hello, outbox } => self.on_hello(link, *hello, outbox),
+            Input::HostGone { link, host, why } if self.registry.is_current(&host, link) => {
+                tracing::warn!("lost host {host}: {why}");
+                self.lose_host(&host)
+            }
+            Input::HostSaid { link, host, message } if self.registry.is_current(&host, link) => {
+                match *message {
+                    FromHost::Session(HostSession::Inventory(inventory)) => {
+                        self.on_inventory(&host, inventory)
+                    }
+                    FromHost::Session(HostSession::Hello(_)) => Ok(()),
+                    FromHost::Member(envelope, answer) => self.on_answer(&host, &envelope, answer),
+                }
+            }
+            // What a replaced connection still says.
+            Input::HostGone { .. } | Input::HostSaid { .. } => Ok(()),
+            Input::Asked { operator, request, replies } => {
+                tracing::info!("operator {operator} asks: {request:?}");
+                self.on_request(request, replies)
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let takings = self.takings.values().map(|taking| taking.deadline);
+        let restorings = self.restorings.values().map(|restoring| restoring.deadline);
+        let deletions = self.deletions.values().map(|deletion| deletion.deadline);
+        let first = takings.chain(restorings).chain(deletions).min();
+        first.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
+    }
+
+    fn on_deadlines(&mut self) -> Result<()> {
+        let now = Instant::now();
+        for deployment in due(&self.takings, |taking| taking.deadline <= now) {
+            self.on_taking_deadline(&deployment)?;
+        }
+        for deployment in due(&self.restorings, |restoring| restoring.deadline <= now) {
+            self.on_restoring_deadline(&deployment)?;
+        }
+        for snapshot in due(&self.deletions, |deletion| deletion.deadline <= now) {
+            self.answer_deletion(&snapshot);
+        }
+        Ok(())
+    }
+
+    /// Once a second: say that we are still here, tell operators how far things are, ask again.
+    fn on_tick(&mut self) -> Result<()> {
+        for host in self.registry.connected() {
+            if !self.registry.say(&host, &CoordinatorSession::StillHere(())) {
+                tracing::warn!("lost host {host}: it does not take what is sent to it");
+                self.lose_host(&host)?;
+            }
+        }
+        self.ask_again()?;
+        self.order_deletions(None);
+        self.takings.values_mut().for_each(Taking::show);
+        self.restorings.values_mut().for_each(Restoring::show);
+        Ok(())
+    }
+}
+
+fn due<T>(courses: &BTreeMap<Name, T>, is_due: impl Fn(&T) -> bool) -> Vec<Name> {
+    courses.iter().filter(|(_, course)| is_due(course)).map(|(name, _)| name.clone()).collect()
+}
+
+/// Tells every watcher; one that does not read loses progress only, for its queue is longer than any
+/// course's.
+pub fn tell(watchers: &Watchers, reply: &Reply) {
+    for watcher in watchers {
+        // An operator who has gone away is not waited for: the course goes on without.
+        let _ = watcher.try_send(reply.clone());
+    }
+}

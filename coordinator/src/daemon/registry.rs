@@ -1,0 +1,96 @@
+//! Who is connected and what each host says: lives as long as the coordinator, nothing is durable.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use unasnap_protocol::control::{CoordinatorSession, Envelope, Inventory, Order, VmReport};
+use unasnap_protocol::name::Name;
+
+/// Frames that may wait for a slow host before it counts as lost.
+pub const OUTBOX_FRAMES: usize = 1024;
+
+/// Number of a connection, so that what an old one still says is not taken for the new one's words.
+pub type LinkId = u64;
+
+/// Where frames to a host go; dropping it closes the connection.
+pub type Outbox = mpsc::Sender<Vec<u8>>;
+
+/// A host whose agent is connected.
+pub struct ConnectedHost {
+    /// Of its connection.
+    pub link: LinkId,
+    /// When it said hello.
+    pub since: Timestamp,
+    /// What it reported last.
+    pub inventory: Inventory,
+    outbox: Outbox,
+}
+
+/// All connected hosts.
+#[derive(Default)]
+pub struct Registry {
+    hosts: BTreeMap<Name, ConnectedHost>,
+    lost: BTreeMap<Name, Timestamp>,
+}
+
+impl Registry {
+    /// Enters a host; the connection that it had before is returned no more and closes.
+    pub fn connect(&mut self, name: Name, link: LinkId, inventory: Inventory, outbox: Outbox) {
+        self.lost.remove(&name);
+        self.hosts.insert(name, ConnectedHost { link, since: Timestamp::now(), inventory, outbox });
+    }
+
+    /// Removes a host; its connection closes after what was sent before.
+    pub fn disconnect(&mut self, name: &Name) {
+        if self.hosts.remove(name).is_some() {
+            self.lost.insert(name.clone(), Timestamp::now());
+        }
+    }
+
+    /// A connected host.
+    pub fn host(&self, name: &Name) -> Option<&ConnectedHost> {
+        self.hosts.get(name)
+    }
+
+    /// Is this the connection that counts?
+    pub fn is_current(&self, name: &Name, link: LinkId) -> bool {
+        self.hosts.get(name).is_some_and(|host| host.link == link)
+    }
+
+    /// Names of all connected hosts.
+    pub fn connected(&self) -> Vec<Name> {
+        self.hosts.keys().cloned().collect()
+    }
+
+    /// Since when a host is lost, if it was connected in this term.
+    pub fn lost_since(&self, name: &Name) -> Option<Timestamp> {
+        self.lost.get(name).copied()
+    }
+
+    /// Takes what a host reports.
+    pub fn set_inventory(&mut self, name: &Name, inventory: Inventory) {
+        if let Some(host) = self.hosts.get_mut(name) {
+            host.inventory = inventory;
+        }
+    }
+
+    /// What a connected host says of a VM.
+    pub fn report(&self, host: &Name, vm: &Name) -> Option<&VmReport> {
+        self.hosts.get(host)?.inventory.vms.iter().find(|report| report.name == *vm)
+    }
+
+    /// Sends an order; `false` if the host is not connected or does not read.
+    pub fn order(&self, host: &Name, envelope: &Envelope, order: &Order) -> bool {
+        self.send(host, order.encode(envelope))
+    }
+
+    /// Says something about the session; `false` as above.
+    pub fn say(&self, host: &Name, message: &CoordinatorSession) -> bool {
+        self.send(host, message.encode(&()))
+    }
+
+    fn send(&self, host: &Name, frame: Vec<u8>) -> bool {
+        self.hosts.get(host).is_some_and(|host| host.outbox.try_send(frame).is_ok())
+    }
+}

@@ -1,0 +1,122 @@
+//! What operators ask.
+
+use std::collections::BTreeSet;
+
+use tokio::sync::mpsc;
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::{
+    CoordinatorStatus, CourseStatus, HostStatus, LastSnapshot, Reply, Request, RequestError,
+    RequestErrorKind, StatusReport, VmStatus,
+};
+
+use super::journal::{KnownVm, Result, Stored};
+use super::owner::{Owner, tell};
+use super::restoring::no_snapshot;
+
+impl Owner {
+    /// Answers, or begins what will answer.
+    pub(super) fn on_request(&mut self, request: Request, replies: mpsc::Sender<Reply>) -> Result<()> {
+        match request {
+            Request::Take(deployment) => return self.take(deployment, replies),
+            Request::Restore(id) => return self.restore(id, replies),
+            Request::Delete(id) => return self.delete(&id, replies),
+            Request::Status(()) => tell(&vec![replies], &Reply::Status(Box::new(self.status()))),
+            Request::Show(id) => match self.journal.snapshots().get(&id) {
+                Some(stored) => send_records(vec![stored], replies),
+                None => {
+                    let error = RequestError::new(RequestErrorKind::NotFound, no_snapshot(&id));
+                    tell(&vec![replies], &Reply::Failed(error));
+                }
+            },
+            Request::List(all) => {
+                let listed = |stored: &&Stored| all || stored.is_committed();
+                let mut found: Vec<_> = self.journal.snapshots().values().filter(listed).collect();
+                found.sort_by(|one, other| one.record.created.cmp(&other.record.created));
+                send_records(found, replies);
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> StatusReport {
+        let usable = self.journal.snapshots().values().filter(|stored| stored.is_committed());
+        let last = usable.max_by(|one, other| one.record.created.cmp(&other.record.created));
+        let last = last.map(|stored| LastSnapshot {
+            id: stored.record.id.clone(),
+            deployment: stored.record.deployment.clone(),
+            created: stored.record.created.clone(),
+        });
+        StatusReport {
+            coordinator: CoordinatorStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                term: self.journal.term(),
+                uptime_s: self.started.elapsed().as_secs(),
+            },
+            hosts: self.journal.hosts().keys().map(|name| self.host_status(name)).collect(),
+            vms: self.journal.vms().iter().map(|(name, vm)| self.vm_status(name, vm)).collect(),
+            courses: self.courses(),
+            last_snapshot: last,
+        }
+    }
+
+    fn host_status(&self, name: &Name) -> HostStatus {
+        let connected = self.registry.host(name);
+        let since = connected.map(|host| host.since).or_else(|| self.registry.lost_since(name));
+        let known = self.journal.hosts().get(name);
+        HostStatus {
+            name: name.clone(),
+            connected: connected.is_some(),
+            since: since.map(|time| time.to_string()),
+            agent_version: known.map(|host| host.agent_version.clone()).unwrap_or_default(),
+            free_bytes: connected.map(|host| host.inventory.free_bytes),
+        }
+    }
+
+    fn vm_status(&self, name: &Name, vm: &KnownVm) -> VmStatus {
+        let report = self.registry.report(&vm.host, name);
+        VmStatus {
+            name: name.clone(),
+            deployment: vm.deployment.clone(),
+            host: vm.host.clone(),
+            state: report.map(|report| report.state),
+            colouring: report.map(|report| report.colouring),
+            ram_way: report.map(|report| report.ram_way.clone()),
+            accelerator: report.map(|report| report.accelerator.clone()),
+            guest_agent: report.map(|report| report.guest),
+            incarnation: report.map(|report| report.incarnation),
+            memory_mb: report.map(|report| report.memory_mb),
+            cpus: report.map(|report| report.cpus),
+        }
+    }
+
+    fn courses(&self) -> Vec<CourseStatus> {
+        let waiting = |awaited: &BTreeSet<Name>| awaited.iter().cloned().collect();
+        let takings = self.takings.iter().map(|(deployment, taking)| CourseStatus {
+            deployment: deployment.clone(),
+            snapshot: taking.stored.record.id.clone(),
+            phase: taking.machine.phase(),
+            waiting: waiting(taking.machine.awaited()),
+        });
+        let restorings = self.restorings.iter().map(|(deployment, restoring)| CourseStatus {
+            deployment: deployment.clone(),
+            snapshot: restoring.id.clone(),
+            phase: restoring.machine.phase(),
+            waiting: waiting(restoring.machine.awaited()),
+        });
+        takings.chain(restorings).collect()
+    }
+}
+
+/// In a task of its own: there may be more records than an operator's queue has places.
+fn send_records(records: Vec<&Stored>, replies: mpsc::Sender<Reply>) {
+    let records: Vec<_> = records.into_iter().map(|stored| stored.record.clone()).collect();
+    tokio::spawn(async move {
+        for record in records {
+            if replies.send(Reply::Record(Box::new(record))).await.is_err() {
+                return;
+            }
+        }
+        // An operator who has gone away misses nothing.
+        let _ = replies.send(Reply::End(())).await;
+    });
+}

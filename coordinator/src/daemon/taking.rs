@@ -1,0 +1,392 @@
+//! Carries out the state machine of a snapshot: its journal entries, orders, waits and its record.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use unasnap_protocol::control::{Answer, Colouring, Envelope, Failure, FailureKind, Order, Phase};
+use unasnap_protocol::coordinator::snapshot::{Decision, Limits, Snapshot};
+use unasnap_protocol::coordinator::{Command, Event};
+use unasnap_protocol::guest::{MAX_EPOCH, Prefix};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::{
+    MemberRecord, PhaseTimes, Progress, Reply, RequestError, RequestErrorKind, SnapshotRecord, SnapshotState,
+    ms,
+};
+
+use super::journal::{Journal, Result, Stored};
+use super::owner::{Owner, Watchers, tell};
+
+/// Longest name of a deployment whose snapshots' names (`<deployment>-<epoch>`) are valid.
+const MAX_DEPLOYMENT_BYTES: usize = 52;
+
+/// A snapshot under way.
+pub struct Taking {
+    /// Decides.
+    pub machine: Snapshot,
+    /// Its record as far as it is known.
+    pub stored: Stored,
+    /// Host of every member.
+    pub hosts: BTreeMap<Name, Name>,
+    /// When the machine wants to be woken.
+    pub deadline: Instant,
+    watchers: Watchers,
+    /// A restore that waits for the end.
+    then: Option<(Name, mpsc::Sender<Reply>)>,
+}
+
+impl Taking {
+    fn new(machine: Snapshot, stored: Stored, watchers: Watchers) -> Self {
+        let hosts = stored.places();
+        Self { machine, stored, hosts, deadline: Instant::now(), watchers, then: None }
+    }
+
+    /// Does an answer under this envelope from this host belong here?
+    pub fn expects(&self, host: &Name, envelope: &Envelope) -> bool {
+        envelope.snapshot == self.stored.record.id
+            && envelope.incarnation == self.stored.incarnation
+            && self.hosts.get(&envelope.vm) == Some(host)
+    }
+
+    /// The decision, once there is one, for members that have to hear it again.
+    pub fn settling_order(&self) -> Option<Order> {
+        match self.machine.phase() {
+            Phase::Commit => Some(Order::Commit(())),
+            Phase::Abort => {
+                let why = self.stored.record.failure.as_ref().map(ToString::to_string);
+                Some(Order::Abort(why.unwrap_or_default()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells operators how far it is.
+    pub fn show(&mut self) {
+        let progress = Progress {
+            snapshot: self.stored.record.id.clone(),
+            phase: self.machine.phase(),
+            members: self.hosts.keys().cloned().collect(),
+            waiting: self.machine.awaited().iter().cloned().collect(),
+        };
+        tell(&self.watchers, &Reply::Progress(progress));
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Command<Decision>> {
+        let commands = self.machine.handle(event);
+        self.note_members();
+        commands
+    }
+
+    fn note_members(&mut self) {
+        for member in &mut self.stored.record.members {
+            let Some(known) = self.machine.members().get(&member.vm) else { continue };
+            if let (Some(cut), None) = (&known.cut, member.instant_ns) {
+                member.set_cut(cut);
+            }
+            if let (Some(saved), None) = (&known.saved, member.saved_ns) {
+                member.set_saved(saved);
+            }
+        }
+    }
+
+    fn note_sent(&mut self, order: &Order) {
+        let phases = &mut self.stored.record.phases;
+        let time = match order {
+            Order::Prepare(_) => &mut phases.prepare_ns,
+            Order::Arm(()) => &mut phases.arm_ns,
+            Order::Take(()) => &mut phases.take_ns,
+            Order::Clear(()) => &mut phases.clear_ns,
+            _ => return,
+        };
+        time.get_or_insert_with(now_ns);
+    }
+
+    /// Makes a decision durable together with all that is known by then.
+    fn decide(&mut self, decision: Decision, journal: &mut Journal) -> Result<()> {
+        let record = &mut self.stored.record;
+        match decision {
+            Decision::Opened => return journal.open_snapshot(self.stored.clone()),
+            Decision::Taken => {}
+            Decision::Committed => record.state = SnapshotState::Committed,
+            Decision::Aborted(failure) => {
+                record.state = SnapshotState::Aborted;
+                record.failure.get_or_insert(failure);
+            }
+            Decision::Closed => self.stored.closed = true,
+        }
+        let commits = self.stored.is_committed() && self.stored.record.phases.commit_ns.is_none();
+        self.summarise(commits);
+        journal.update_snapshot(self.stored.clone())?;
+        // The journal's own sync is part of the global time; Closed writes the exact figure.
+        self.summarise(commits);
+        Ok(())
+    }
+
+    fn summarise(&mut self, commits_now: bool) {
+        let skew_ns = self.machine.skew_ns();
+        let record = &mut self.stored.record;
+        if commits_now {
+            record.phases.commit_ns = Some(now_ns());
+        }
+        let all_cut = record.members.iter().all(|member| member.instant_ns.is_some());
+        record.skew_ms = record.skew_ms.or(all_cut.then(|| ms(skew_ns)));
+        let locals: Option<Vec<f64>> = record.members.iter().map(|member| member.local_ms).collect();
+        record.save_ms = locals.and_then(|all| all.into_iter().max_by(f64::total_cmp));
+        let span = record.phases.take_ns.zip(record.phases.commit_ns);
+        record.global_ms = span.map(|(take, commit)| ms(commit.saturating_sub(take)));
+    }
+}
+
+/// Wall clock, unix nanoseconds.
+fn now_ns() -> u64 {
+    u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(0)
+}
+
+impl Owner {
+    /// `snapshot take`.
+    pub(super) fn take(&mut self, deployment: Option<Name>, replies: mpsc::Sender<Reply>) -> Result<()> {
+        let stored = match self.plan(deployment) {
+            Ok(stored) => stored,
+            Err(error) => {
+                tell(&vec![replies], &Reply::Failed(error));
+                return Ok(());
+            }
+        };
+        let members: BTreeSet<_> = stored.places().into_keys().collect();
+        let (machine, commands) = Snapshot::begin(&members, &stored.addresses, Limits::default());
+        self.open_taking(Taking::new(machine, stored, vec![replies]), commands)
+    }
+
+    /// Who would take part; refuses while anybody is missing.
+    fn plan(&self, deployment: Option<Name>) -> std::result::Result<Stored, RequestError> {
+        let deployment = self.choose_deployment(deployment)?;
+        let refused = |text| Err(RequestError::new(RequestErrorKind::Refused, text));
+        if let Some(what) = self.open_course(&deployment) {
+            return refused(format!(
+                "{what} of deployment {deployment} is under way; try again when it has ended"
+            ));
+        }
+        if deployment.as_str().len() > MAX_DEPLOYMENT_BYTES {
+            return refused(format!(
+                "the name of deployment {deployment} is longer than {MAX_DEPLOYMENT_BYTES} characters; shorten it"
+            ));
+        }
+        let counters = self.journal.counters(&deployment);
+        let epoch = counters.last_epoch + 1;
+        if epoch >= MAX_EPOCH {
+            return refused(format!("deployment {deployment} has used up its epochs; rename it"));
+        }
+        let (members, addresses) = self.members(&deployment)?;
+        let id = Name::new(&format!("{deployment}-{epoch:06}"))
+            .map_err(|error| RequestError::new(RequestErrorKind::Internal, error.to_string()))?;
+        let ways: BTreeSet<_> = members.iter().map(|member| member.ram_way.as_str()).collect();
+        let record = SnapshotRecord {
+            id,
+            deployment,
+            epoch,
+            state: SnapshotState::Open,
+            failure: None,
+            consistent: members.iter().all(|member| member.colouring != Colouring::None),
+            ram_way: ways.into_iter().collect::<Vec<_>>().join(","),
+            created: Timestamp::now().to_string(),
+            members,
+            phases: PhaseTimes::default(),
+            skew_ms: None,
+            save_ms: None,
+            global_ms: None,
+        };
+        let incarnation = counters.incarnation;
+        Ok(Stored { record, incarnation, addresses, closed: false, undeleted: Vec::new() })
+    }
+
+    fn choose_deployment(&self, wanted: Option<Name>) -> std::result::Result<Name, RequestError> {
+        let not_found = |text: String| RequestError::new(RequestErrorKind::NotFound, text);
+        let known: BTreeSet<_> = self.journal.vms().values().map(|vm| &vm.deployment).collect();
+        let list = || known.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+        match wanted {
+            Some(name) if known.contains(&name) => Ok(name),
+            _ if known.is_empty() => Err(not_found(
+                "no VM is known yet; start the host agents, `unasnap vm list` shows their VMs".to_owned(),
+            )),
+            Some(name) => {
+                Err(not_found(format!("no VM belongs to a deployment {name}; there are: {}", list())))
+            }
+            None if known.len() == 1 => {
+                known.into_iter().next().cloned().ok_or_else(|| not_found(String::new()))
+            }
+            None => {
+                let text = format!("there are several deployments; name one of: {}", list());
+                Err(RequestError::new(RequestErrorKind::Refused, text))
+            }
+        }
+    }
+
+    /// Every VM of the deployment, known now or before; all of their hosts must be connected.
+    fn members(
+        &self,
+        deployment: &Name,
+    ) -> std::result::Result<(Vec<MemberRecord>, Vec<Prefix>), RequestError> {
+        let (mut members, mut addresses, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, vm) in self.journal.vms().iter().filter(|(_, vm)| vm.deployment == *deployment) {
+            match self.registry.report(&vm.host, name) {
+                Some(report) => {
+                    let way = report.ram_way.clone();
+                    members.push(MemberRecord::new(name.clone(), vm.host.clone(), vm.colouring, way));
+                    addresses.extend(&vm.addresses);
+                }
+                None => missing.push(format!("VM {name} is on host {}, which is not connected", vm.host)),
+            }
+        }
+        if missing.is_empty() {
+            return Ok((members, addresses));
+        }
+        let text =
+            format!("{}; start the host agent there, or remove the VM from its vm_dir", missing.join("; "));
+        Err(RequestError::new(RequestErrorKind::Refused, text))
+    }
+
+    /// What is under way for a deployment, in words.
+    pub(super) fn open_course(&self, deployment: &Name) -> Option<String> {
+        let taking =
+            self.takings.get(deployment).map(|taking| format!("snapshot {}", taking.stored.record.id));
+        taking.or_else(|| {
+            self.restorings.get(deployment).map(|restoring| format!("the restore of {}", restoring.id))
+        })
+    }
+
+    /// Takes up what a dead coordinator left: aborts what was not committed, tells of what was.
+    pub(super) fn recover(&mut self) -> Result<()> {
+        let left: Vec<_> =
+            self.journal.snapshots().values().filter(|stored| !stored.closed).cloned().collect();
+        for stored in left {
+            tracing::warn!("snapshot {} was under way when the coordinator stopped", stored.record.id);
+            let members: BTreeSet<_> = stored.places().into_keys().collect();
+            let (machine, commands) = if stored.is_committed() {
+                Snapshot::commit_after_crash(&members, Limits::default())
+            } else {
+                Snapshot::abort_after_crash(&members, Limits::default())
+            };
+            self.open_taking(Taking::new(machine, stored, Vec::new()), commands)?;
+        }
+        Ok(())
+    }
+
+    fn open_taking(&mut self, taking: Taking, commands: Vec<Command<Decision>>) -> Result<()> {
+        let deployment = taking.stored.record.deployment.clone();
+        self.takings.insert(deployment.clone(), taking);
+        self.carry_out_taking(&deployment, commands)
+    }
+
+    /// An answer of a member.
+    pub(super) fn on_taking_answer(&mut self, deployment: &Name, vm: Name, answer: Answer) -> Result<()> {
+        self.with_taking(deployment, |taking| taking.handle(Event::Answer(vm, answer)))
+    }
+
+    /// A wait ran out.
+    pub(super) fn on_taking_deadline(&mut self, deployment: &Name) -> Result<()> {
+        self.with_taking(deployment, |taking| taking.handle(Event::Deadline))
+    }
+
+    /// Ends it, unless it is decided already.
+    pub(super) fn cancel_taking(&mut self, deployment: &Name, failure: Failure) -> Result<()> {
+        self.with_taking(deployment, |taking| taking.machine.cancel(failure))
+    }
+
+    /// Cancels it, and restores `id` when it has ended. The replies come back if a restore waits already.
+    pub(super) fn restore_after_taking(
+        &mut self,
+        deployment: &Name,
+        id: Name,
+        replies: mpsc::Sender<Reply>,
+    ) -> Result<Option<mpsc::Sender<Reply>>> {
+        match self.takings.get_mut(deployment) {
+            Some(taking) if taking.then.is_none() => taking.then = Some((id, replies)),
+            _ => return Ok(Some(replies)),
+        }
+        let text = "the operator asked for a restore meanwhile";
+        self.cancel_taking(deployment, Failure::new(FailureKind::BadRequest, Phase::Abort, text))?;
+        Ok(None)
+    }
+
+    /// A host has gone.
+    pub(super) fn takings_lose(&mut self, host: &Name) -> Result<()> {
+        let on_host = |taking: &Taking| -> Vec<Name> {
+            taking.hosts.iter().filter(|(_, place)| *place == host).map(|(vm, _)| vm.clone()).collect()
+        };
+        let lost: Vec<_> =
+            self.takings.iter().map(|(name, taking)| (name.clone(), on_host(taking))).collect();
+        for (deployment, vms) in lost {
+            for vm in vms {
+                self.with_taking(&deployment, |taking| taking.handle(Event::HostLost(vm)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn with_taking(
+        &mut self,
+        deployment: &Name,
+        act: impl FnOnce(&mut Taking) -> Vec<Command<Decision>>,
+    ) -> Result<()> {
+        let Some(taking) = self.takings.get_mut(deployment) else { return Ok(()) };
+        let commands = act(taking);
+        self.carry_out_taking(deployment, commands)
+    }
+
+    /// In order: a decision is durable before what follows it is sent.
+    fn carry_out_taking(&mut self, deployment: &Name, commands: Vec<Command<Decision>>) -> Result<()> {
+        for command in commands {
+            let Some(taking) = self.takings.get_mut(deployment) else { return Ok(()) };
+            match command {
+                Command::Journal(decision) => {
+                    tracing::info!("{}: {decision:?}", taking.stored.record.id);
+                    taking.decide(decision, &mut self.journal)?;
+                }
+                Command::Send(vm, order) => {
+                    taking.note_sent(&order);
+                    let envelope = taking.stored.envelope(&vm, self.journal.term());
+                    if let Some(host) = taking.hosts.get(&vm) {
+                        self.registry.order(host, &envelope, &order);
+                    }
+                }
+                Command::WakeAfter(limit) => taking.deadline = Instant::now() + limit,
+                Command::Finished(result) => return self.finish_taking(deployment, result),
+            }
+        }
+        if let Some(taking) = self.takings.get_mut(deployment) {
+            taking.show();
+        }
+        Ok(())
+    }
+
+    fn finish_taking(&mut self, deployment: &Name, result: std::result::Result<(), Failure>) -> Result<()> {
+        let Some(taking) = self.takings.remove(deployment) else { return Ok(()) };
+        match result {
+            Ok(()) => {
+                tell(&taking.watchers, &Reply::Record(Box::new(taking.stored.record)));
+                tell(&taking.watchers, &Reply::End(()));
+            }
+            Err(failure) => {
+                let id = &taking.stored.record.id;
+                let text = format!(
+                    "snapshot {id} was aborted in {failure}; every VM runs on and nothing of it is kept"
+                );
+                tell(&taking.watchers, &Reply::Failed(RequestError::new(error_kind(&failure), text)));
+            }
+        }
+        self.journal.prune_aborted()?;
+        match taking.then {
+            Some((id, replies)) => self.restore(Some(id), replies),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Kind of the error that an operator hears.
+pub fn error_kind(failure: &Failure) -> RequestErrorKind {
+    match failure.kind {
+        FailureKind::TimedOut => RequestErrorKind::TimedOut,
+        _ => RequestErrorKind::Aborted,
+    }
+}

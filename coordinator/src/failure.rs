@@ -1,0 +1,102 @@
+//! Errors of the command: one kind per exit code, and words that say what to do.
+
+use std::fmt;
+
+use unasnap_channel::ChannelError;
+use unasnap_protocol::operator::{RequestError, RequestErrorKind};
+
+/// Shown at the end of `--help`.
+pub const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  internal error
+  2  wrong usage or configuration
+  3  the coordinator cannot be reached, or the two do not trust each other
+  4  no such snapshot, deployment, host or VM
+  5  refused, or begun and undone (e.g. a snapshot that was aborted)
+  6  timed out";
+
+/// Kind of a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A defect, or an error of this machine.
+    Internal,
+    /// Wrong usage or configuration.
+    Usage,
+    /// Cannot reach the coordinator, or no trust.
+    Connection,
+    /// No such thing.
+    NotFound,
+    /// Refused, or undone.
+    Refused,
+    /// A wait ran out.
+    TimedOut,
+}
+
+/// What ends a command.
+#[derive(Debug)]
+pub struct CliError {
+    /// Decides the exit code.
+    pub kind: Kind,
+    text: String,
+}
+
+/// What commands return.
+pub type Result<T> = std::result::Result<T, CliError>;
+
+impl CliError {
+    /// An error with its words.
+    pub fn new(kind: Kind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+
+    /// Wrong usage or configuration.
+    pub fn usage(text: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, text)
+    }
+
+    /// A defect, or an error of this machine.
+    pub fn internal(text: impl Into<String>) -> Self {
+        Self::new(Kind::Internal, text)
+    }
+
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self.kind {
+            Kind::Internal => 1,
+            Kind::Usage => 2,
+            Kind::Connection => 3,
+            Kind::NotFound => 4,
+            Kind::Refused => 5,
+            Kind::TimedOut => 6,
+        }
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+impl From<RequestError> for CliError {
+    fn from(error: RequestError) -> Self {
+        let kind = match error.kind {
+            RequestErrorKind::NotAllowed => Kind::Connection,
+            RequestErrorKind::NotFound => Kind::NotFound,
+            RequestErrorKind::Refused | RequestErrorKind::Aborted => Kind::Refused,
+            RequestErrorKind::TimedOut => Kind::TimedOut,
+            RequestErrorKind::Internal => Kind::Internal,
+        };
+        Self::new(kind, error.text)
+    }
+}
+
+impl From<ChannelError> for CliError {
+    fn from(error: ChannelError) -> Self {
+        let kind = match error {
+            ChannelError::Stalled | ChannelError::NotReading => Kind::TimedOut,
+            _ => Kind::Connection,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
