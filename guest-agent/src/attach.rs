@@ -10,9 +10,10 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier, TcAttachType,
     links::{FdLink, PinnedLink},
@@ -41,6 +42,9 @@ const fn priority(hook: Hook) -> u16 {
     }
 }
 
+/// A kernel busy with other things takes a few milliseconds.
+const LINKS_GO_WITHIN: Duration = Duration::from_secs(2);
+
 /// Where the programs hang.
 #[derive(Debug, Clone)]
 pub struct Attached {
@@ -63,7 +67,10 @@ pub fn attach(programs: &mut Programs, pins: Pins, interfaces: Vec<String>) -> R
             remove_filters();
             remove_links(pins, &own_links)?;
         }
-        AttachKind::Clsact => remove_links(pins, &BTreeSet::new())?,
+        AttachKind::Clsact => {
+            remove_links(pins, &BTreeSet::new())?;
+            wait_for_links_to_go()?;
+        }
     }
     for interface in &interfaces {
         for hook in Hook::ALL {
@@ -81,7 +88,8 @@ pub fn attach(programs: &mut Programs, pins: Pins, interfaces: Vec<String>) -> R
 /// A pin cannot be removed.
 pub fn detach_everything() -> Result<()> {
     remove_filters();
-    Pins::remove_all()
+    Pins::remove_all()?;
+    wait_for_links_to_go()
 }
 
 /// Does our program hang on this hook of the interface? With clsact the filter is put in its own place
@@ -95,7 +103,7 @@ pub fn verify(programs: &mut Programs, kind: AttachKind, interface: &str, hook: 
         AttachKind::Tcx => {
             let own = program.info()?.id();
             let (_, attached) = SchedClassifier::query_tcx(interface, hook.attach_type())?;
-            anyhow::ensure!(attached.iter().any(|found| found.id() == own), "its link is gone");
+            ensure!(attached.iter().any(|found| found.id() == own), "its link is gone");
             Ok(())
         }
         AttachKind::Clsact => Ok(replace_filter(program, interface, hook)?),
@@ -204,6 +212,33 @@ fn remove_links(pins: Pins, keep: &BTreeSet<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The kernel detaches a link some time after its pin was removed.
+fn wait_for_links_to_go() -> Result<()> {
+    let deadline = Instant::now() + LINKS_GO_WITHIN;
+    while let Some((interface, hook)) = linked() {
+        ensure!(
+            Instant::now() < deadline,
+            "the {} program still hangs on {interface} {LINKS_GO_WITHIN:?} after its link was removed: \
+             another process holds the link open",
+            hook.name()
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// An interface where a program of ours hangs by a link.
+fn linked() -> Option<(String, Hook)> {
+    let interfaces = nix::net::if_::if_nameindex().ok()?;
+    let names = interfaces.iter().map(|interface| interface.name().to_string_lossy().into_owned());
+    names.flat_map(|name| Hook::ALL.map(|hook| (name.clone(), hook))).find(|(name, hook)| {
+        let attached = SchedClassifier::query_tcx(name, hook.attach_type());
+        attached.is_ok_and(|(_, programs)| {
+            programs.iter().any(|found| found.name_as_str() == Some(hook.program()))
+        })
+    })
 }
 
 fn index(interface: &str) -> Result<u32> {

@@ -5,7 +5,10 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use log::{info, warn};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use unasnap_guest::{
     agent::Agent,
     attach, interfaces, log as lines,
@@ -94,11 +97,10 @@ fn follow(mut log: ProgramLog) {
     use std::os::fd::AsFd as _;
     loop {
         let mut polled = [PollFd::new(log.as_fd(), PollFlags::POLLIN)];
-        if let Err(error) = poll(&mut polled, PollTimeout::NONE) {
-            warn!("the programs' log cannot be read any more: {error}");
-            return;
+        match poll(&mut polled, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => log.flush(),
+            Err(error) => return warn!("the programs' log cannot be read any more: {error}"),
         }
-        log.flush();
     }
 }
 

@@ -3,8 +3,11 @@
 
 use std::{io, os::fd::AsRawFd, os::fd::OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+    },
 };
 
 /// `TC_H_CLSACT` as parent, and the handle that the kernel gives the qdisc.
@@ -66,7 +69,10 @@ fn has_filters(socket: &OwnedFd) -> io::Result<bool> {
 fn read(socket: &OwnedFd, mut see: impl FnMut(u16)) -> io::Result<()> {
     let mut buffer = [0; 1 << 15];
     loop {
-        let count = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let count = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Err(Errno::EINTR) => continue,
+            outcome => outcome?,
+        };
         let mut rest = &buffer[..count];
         while let Some(header) = rest.first_chunk::<HEADER_BYTES>() {
             let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::net::{UnixListener, UnixStream},
     process::{Child, Command, Output},
@@ -170,6 +170,7 @@ impl Bench {
             let read = self.channel.as_mut().expect("the port is open").read(&mut chunk);
             match read {
                 Ok(count) if count > 0 => self.decoder.push(&chunk[..count]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 other => panic!("no reply to {}: {other:?}\n{}", request.name(), self.log()),
             }
         }

@@ -96,8 +96,9 @@ fn packets_to_strangers_are_never_touched() {
     }
     assert_eq!(bench.counter("coloured"), 0);
     assert_eq!(bench.counter("sanitised"), 0);
-    // While colouring each of the six; at rest only the two that might have been sanitised.
-    assert_eq!(bench.counter("non_member"), 8);
+    // While colouring each of the six; at rest only the two that might have been sanitised. The guest's
+    // kernel may have reported its multicast groups besides, as no member.
+    assert!(bench.counter("non_member") >= 8);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns, unshare},
     sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg},
@@ -114,9 +115,14 @@ impl Wire {
 }
 
 fn readable(socket: &impl AsFd, deadline: Instant) -> bool {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-    poll(&mut polled, PollTimeout::from(u16::try_from(left.as_millis()).unwrap())).unwrap() > 0
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = PollTimeout::from(u16::try_from(left.as_millis()).unwrap());
+        match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], limit) {
+            Err(Errno::EINTR) => {}
+            outcome => return outcome.unwrap() > 0,
+        }
+    }
 }
 
 /// A UDP socket that sets and sees the traffic class (DSCP and ECN).

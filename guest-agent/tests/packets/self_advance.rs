@@ -10,7 +10,7 @@ use crate::{
     net::{A_WHILE, Datagrams},
 };
 
-const LEASE: Duration = Duration::from_millis(150);
+const LEASE: Duration = Duration::from_millis(400);
 const PORT: u16 = 9;
 /// Epochs 0, 1, 2 mod 3.
 const CODES: [u8; 3] = [3, 5, 7];
