@@ -224,8 +224,14 @@ impl Store {
     /// # Errors
     /// The mark cannot be written, for instance because nothing of this snapshot is here.
     pub fn commit(&self, snapshot: &Name) -> Result<(), StoreError> {
-        let path = self.root.join(snapshot.as_str()).join(COMMITTED);
-        files::write_durably(&path, b"").map_err(StoreError::file("write", &path))
+        let folder = self.root.join(snapshot.as_str());
+        let path = folder.join(COMMITTED);
+        // Members of one host commit side by side: an empty file needs no second name on the way.
+        let mark = || {
+            fs::File::create(&path)?.sync_all()?;
+            files::sync_folder(&folder)
+        };
+        mark().map_err(StoreError::file("write", &path))
     }
 
     /// Was this snapshot marked by [`Store::commit`]?

@@ -133,7 +133,6 @@ impl Snapshot {
     #[must_use]
     pub fn commit_after_crash(members: &BTreeSet<Name>, limits: Limits) -> (Self, Vec<Command<Decision>>) {
         let (mut snapshot, _) = Self::begin(members, &[], limits);
-        snapshot.commands.clear();
         snapshot.enter(State::Committing, Some(&Order::Commit(())), limits.settle);
         let commands = std::mem::take(&mut snapshot.commands);
         (snapshot, commands)
@@ -236,6 +235,8 @@ impl Snapshot {
                 let text =
                     format!("{vm}: the connection to its host broke; look at the host agent's log there");
                 self.abort(Failure::new(FailureKind::HostLost, self.phase(), text));
+                // It is not waited for: it hears of the end when it is connected again.
+                self.arrived(vm);
             }
             State::Committing | State::Aborting => self.arrived(vm),
             _ => {}

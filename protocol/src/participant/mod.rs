@@ -381,8 +381,10 @@ impl Participant {
             // Whatever was half done is undone at once, without waiting for the coordinator's ABORT.
             Step::Prepare(_) | Step::Arm | Step::Cut => self.start(Job { envelope, step: Step::Undo }),
             Step::Undo => self.state = State::Idle,
-            Step::Restore => self.state = State::Idle,
-            Step::Clear | Step::Commit | Step::Poll | Step::Start(_) | Step::Delete => {}
+            // What is durable without its mark is reported as undecided at the next hello, and COMMIT is
+            // legal in `Idle`; a member that stayed would refuse every later snapshot.
+            Step::Restore | Step::Commit => self.state = State::Idle,
+            Step::Clear | Step::Poll | Step::Start(_) | Step::Delete => {}
         }
     }
 

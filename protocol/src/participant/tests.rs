@@ -209,6 +209,15 @@ fn a_failed_step_before_the_commit_undoes_everything() {
 }
 
 #[test]
+fn a_commit_that_fails_does_not_keep_the_member_from_later_snapshots() {
+    let mut participant = in_state("saved");
+    participant.handle(Event::Order(envelope("s1"), Order::Commit(())));
+    participant.handle(Event::JobDone(Err(failure())));
+    let answers = obeyed(&mut participant, envelope("s2"), Order::Prepare(vec![]));
+    assert_eq!(answers, [Answer::Prepared(())]);
+}
+
+#[test]
 fn saving_that_fails_while_colouring_is_cleared_is_undone_after_it() {
     let mut participant = in_state("saving");
     participant.handle(Event::Order(envelope("s1"), Order::Clear(())));
