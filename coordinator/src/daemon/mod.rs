@@ -31,6 +31,7 @@ mod restoring;
 mod taking;
 
 use std::fs;
+use std::io::IsTerminal;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -48,7 +49,8 @@ const INPUTS: usize = 1024;
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: &CoordinatorConfig) -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let identity = config.identity()?;
     let folder = config.state_dir.display();
     fs::create_dir_all(&config.state_dir).map_err(|error| {

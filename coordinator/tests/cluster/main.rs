@@ -1,0 +1,8 @@
+//! The command and the coordinator as an operator and host agents meet them: separate processes, real
+//! TLS, real participants.
+
+mod bad_input;
+mod commands;
+mod courses;
+mod crashes;
+mod support;

@@ -1,0 +1,305 @@
+//! A host for tests: the real participants behind the real channel; every job succeeds at once, unless
+//! a fault says otherwise.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{interval, sleep};
+use unasnap_channel::{Identity, Writer, connect};
+use unasnap_protocol::control::{
+    Answer, Colouring, CutReport, Envelope, Failure, FailureKind, Hello, HostSession, Inventory, Order,
+    SavedReport, ToHost, Undecided, VmReport, VmState,
+};
+use unasnap_protocol::guest::Prefix;
+use unasnap_protocol::name::Name;
+use unasnap_protocol::participant::{Command, Event, Outcome, Participant, Step, phase_of};
+
+use super::Cluster;
+
+/// What goes wrong when an order reaches a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It is refused.
+    Refuse,
+    /// It is lost.
+    Ignore,
+    /// The connection breaks, and the host stays away.
+    GoAway,
+    /// The connection breaks, and the host comes back.
+    Reconnect,
+    /// The connection breaks, and the host comes back having forgotten everything.
+    Forget,
+}
+
+/// What the test and the host's thread share.
+struct Shared {
+    name: Name,
+    colouring: Colouring,
+    members: BTreeMap<Name, Participant>,
+    /// VM and name of every order that came.
+    orders: Vec<(String, &'static str)>,
+    /// Order, fault, how often still.
+    faults: Vec<(&'static str, Fault, usize)>,
+    /// Saving does not end while this is set.
+    hold_saves: bool,
+    held: Vec<(Name, Envelope)>,
+    away: bool,
+    stop: bool,
+}
+
+/// A host with its agent, in a thread of its own.
+pub struct Host {
+    shared: Arc<Mutex<Shared>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Host {
+    /// Connects a host of the cluster with these VMs.
+    pub fn start(cluster: &Cluster, name: &str, vms: &[&str]) -> Self {
+        Self::with(cluster, name, vms, Colouring::Guest)
+    }
+
+    pub fn with(cluster: &Cluster, name: &str, vms: &[&str], colouring: Colouring) -> Self {
+        let members = vms.iter().map(|vm| (Name::new(vm).unwrap(), Participant::new(0))).collect();
+        let shared = Arc::new(Mutex::new(Shared {
+            name: Name::new(name).unwrap(),
+            colouring,
+            members,
+            orders: Vec::new(),
+            faults: Vec::new(),
+            hold_saves: false,
+            held: Vec::new(),
+            away: false,
+            stop: false,
+        }));
+        let (identity, address) = (cluster.identity(&format!("host-{name}")), cluster.address());
+        let thread = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(live(&shared, &address, &identity));
+            }
+        });
+        Self { shared, thread: Some(thread) }
+    }
+
+    /// The next `order` meets this fault, once.
+    pub fn fault(&self, order: &'static str, fault: Fault) {
+        self.shared.lock().unwrap().faults.push((order, fault, 1));
+    }
+
+    pub fn hold_saves(&self, hold: bool) {
+        self.shared.lock().unwrap().hold_saves = hold;
+    }
+
+    pub fn set_away(&self, away: bool) {
+        self.shared.lock().unwrap().away = away;
+    }
+
+    /// Names of the orders that this VM got.
+    pub fn orders(&self, vm: &str) -> Vec<&'static str> {
+        let shared = self.shared.lock().unwrap();
+        shared.orders.iter().filter(|(name, _)| name == vm).map(|(_, order)| *order).collect()
+    }
+
+    /// Has no VM anything open?
+    pub fn is_idle(&self) -> bool {
+        self.shared.lock().unwrap().members.values().all(|member| member.open().is_none())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.shared.lock().unwrap().stop = true;
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+async fn live(shared: &Mutex<Shared>, address: &str, identity: &Identity) {
+    loop {
+        let (stop, away) = {
+            let shared = shared.lock().unwrap();
+            (shared.stop, shared.away)
+        };
+        if stop {
+            return;
+        }
+        if !away {
+            session(shared, address, identity).await;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// One connection, from hello to its end.
+async fn session(shared: &Mutex<Shared>, address: &str, identity: &Identity) {
+    let Ok(mut connection) = connect(address, identity).await else { return };
+    let hello = HostSession::Hello(shared.lock().unwrap().hello());
+    if connection.send(&hello.encode(&())).await.is_err() {
+        return;
+    }
+    let (mut reader, mut writer) = connection.split();
+    let (mut tick, mut poll) = (interval(Duration::from_secs(1)), interval(Duration::from_millis(20)));
+    loop {
+        let going = tokio::select! {
+            frame = reader.recv() => {
+                let Ok(Some(frame)) = frame else { return };
+                match ToHost::decode(&frame).unwrap() {
+                    ToHost::Session(_) => true,
+                    ToHost::Member(envelope, order) => {
+                        let answers = shared.lock().unwrap().obey(envelope, order);
+                        send_all(&mut writer, answers).await
+                    }
+                }
+            }
+            _ = tick.tick() => {
+                let inventory = HostSession::Inventory(shared.lock().unwrap().inventory());
+                writer.send(&inventory.encode(&())).await.is_ok()
+            }
+            _ = poll.tick() => {
+                let answers = shared.lock().unwrap().release();
+                send_all(&mut writer, answers).await
+            }
+        };
+        let shared = shared.lock().unwrap();
+        if !going || shared.stop || shared.away {
+            return;
+        }
+    }
+}
+
+/// `None` breaks the connection.
+async fn send_all(writer: &mut Writer, answers: Option<Vec<(Envelope, Answer)>>) -> bool {
+    let Some(answers) = answers else { return false };
+    for (envelope, answer) in answers {
+        if writer.send(&answer.encode(&envelope)).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+impl Shared {
+    fn hello(&self) -> Hello {
+        let undecided = |member: &Participant| {
+            let envelope = member.open()?.clone();
+            Some(Undecided { envelope, saved: member.is_saved() })
+        };
+        Hello {
+            protocol: (1, 1),
+            host: self.name.clone(),
+            agent_version: "9.9.9".to_owned(),
+            inventory: self.inventory(),
+            undecided: self.members.values().filter_map(undecided).collect(),
+        }
+    }
+
+    fn inventory(&self) -> Inventory {
+        let report = |(name, member): (&Name, &Participant)| VmReport {
+            name: name.clone(),
+            deployment: Name::new("ring").unwrap(),
+            memory_mb: 128,
+            cpus: 1,
+            addresses: vec![Prefix::V4([10, 0, 0, 1], 32)],
+            state: VmState::Running,
+            colouring: self.colouring,
+            ram_way: "background-snapshot".to_owned(),
+            accelerator: "tcg".to_owned(),
+            guest: true,
+            incarnation: member.incarnation(),
+        };
+        Inventory { vms: self.members.iter().map(report).collect(), free_bytes: 5 << 30 }
+    }
+
+    fn take_fault(&mut self, order: &str) -> Option<Fault> {
+        let found = self.faults.iter_mut().find(|(name, _, left)| *name == order && *left > 0)?;
+        found.2 -= 1;
+        Some(found.1)
+    }
+
+    fn obey(&mut self, envelope: Envelope, order: Order) -> Option<Vec<(Envelope, Answer)>> {
+        let vm = envelope.vm.clone();
+        self.orders.push((vm.to_string(), order.name()));
+        match self.take_fault(order.name()) {
+            Some(Fault::Refuse) => {
+                let failure = Failure::new(FailureKind::Hypervisor, phase_of(&order), "QEMU died");
+                return Some(vec![(envelope, Answer::Refused(failure))]);
+            }
+            Some(Fault::Ignore) => return Some(Vec::new()),
+            Some(Fault::GoAway) => {
+                self.away = true;
+                return None;
+            }
+            Some(Fault::Reconnect) => return None,
+            Some(Fault::Forget) => {
+                self.members.values_mut().for_each(|member| *member = Participant::new(member.incarnation()));
+                return None;
+            }
+            None => {}
+        }
+        self.event(&vm, Event::Order(envelope, order))
+    }
+
+    /// Lets savings end that were held.
+    fn release(&mut self) -> Option<Vec<(Envelope, Answer)>> {
+        if self.hold_saves {
+            return Some(Vec::new());
+        }
+        let mut answers = Vec::new();
+        for (vm, _) in std::mem::take(&mut self.held) {
+            answers.extend(self.event(&vm, Event::SaveDone(Ok(saved())))?);
+        }
+        Some(answers)
+    }
+
+    fn event(&mut self, vm: &Name, event: Event) -> Option<Vec<(Envelope, Answer)>> {
+        let member = self.members.get_mut(vm)?;
+        let mut commands = member.handle(event);
+        let mut answers = Vec::new();
+        while !commands.is_empty() {
+            let mut next = Vec::new();
+            for command in commands {
+                match command {
+                    Command::Answer(envelope, answer) => answers.push((envelope, answer)),
+                    Command::Do(job) => next.extend(member.handle(Event::JobDone(Ok(outcome(&job.step))))),
+                    Command::Save(envelope) if self.hold_saves => self.held.push((vm.clone(), envelope)),
+                    Command::Save(_) => next.extend(member.handle(Event::SaveDone(Ok(saved())))),
+                    Command::WakeAfter(_) => {}
+                }
+            }
+            commands = next;
+        }
+        Some(answers)
+    }
+}
+
+fn outcome(step: &Step) -> Outcome {
+    match step {
+        Step::Cut => Outcome::Cut(cut()),
+        Step::Start(_) => Outcome::Started(vec!["the wall clock could not be set".to_owned()]),
+        _ => Outcome::Done,
+    }
+}
+
+fn now_ns() -> u64 {
+    u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap()
+}
+
+fn cut() -> CutReport {
+    let start = now_ns();
+    CutReport {
+        send_flipped_ns: start,
+        stopped_ns: start + 1_000_000,
+        instant_ns: start + 2_000_000,
+        resumed_ns: start + 13_500_000,
+        receive_flipped_ns: start + 14_000_000,
+        parts: vec![("disk".to_owned(), 900_000), ("ram".to_owned(), 10_600_000)],
+        outside_connections: Some(1),
+    }
+}
+
+fn saved() -> SavedReport {
+    SavedReport { digest: [0xab; 32], bytes: 3 << 20, saved_ns: now_ns() + 20_000_000 }
+}

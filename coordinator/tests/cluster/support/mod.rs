@@ -1,0 +1,161 @@
+//! A cluster for tests: the real coordinator and command as processes, and hosts that speak the real
+//! protocol over real TLS and drive the real participants, with nothing behind them.
+
+pub mod host;
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use unasnap_channel::Identity;
+
+/// The program under test.
+pub const UNASNAP: &str = env!("CARGO_BIN_EXE_unasnap");
+
+/// Certificates, configuration and a coordinator of its own.
+pub struct Cluster {
+    folder: TempDir,
+    port: u16,
+    daemon: Option<Child>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Cluster {
+    /// Makes certificates of hosts h1 and h2 and starts the coordinator.
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut cluster = Self { folder, port, daemon: None };
+        assert_eq!(cluster.run(&["pki", "init", "--dir", "pki", "--host", "h1", "h2"]).code, 0);
+        let coordinator =
+            format!("listen = \"127.0.0.1:{port}\"\nstate_dir = \"state\"\n{}", tls("coordinator"));
+        fs::write(cluster.path("coordinator.toml"), coordinator).unwrap();
+        cluster.use_certificate("operator");
+        cluster.start_daemon();
+        cluster
+    }
+
+    /// Writes the operator's configuration with this certificate.
+    pub fn use_certificate(&self, stem: &str) {
+        let client = format!("coordinator = \"127.0.0.1:{}\"\n{}", self.port, tls(stem));
+        fs::write(self.path("client.toml"), client).unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn identity(&self, stem: &str) -> Identity {
+        identity(&self.path("pki"), stem)
+    }
+
+    /// Starts the coordinator and waits until it answers.
+    pub fn start_daemon(&mut self) {
+        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let mut command = Command::new(UNASNAP);
+        command.args(["coordinator", "--config", "coordinator.toml"]).current_dir(self.folder.path());
+        self.daemon = Some(command.stderr(log).stdin(Stdio::null()).spawn().unwrap());
+        wait_until("the coordinator answers", || self.run(&["status"]).code == 0);
+    }
+
+    /// As a crash would end it.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    /// The command, not yet run.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(UNASNAP);
+        command.args(arguments).current_dir(self.folder.path()).env("UNASNAP_CONFIG", "client.toml");
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        ended(self.command(arguments).output().unwrap())
+    }
+
+    /// Runs beside the test.
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Runs with `--json`, which must go well.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let done = self.run(&[arguments, &["--json"]].concat());
+        assert_eq!(done.code, 0, "{arguments:?}: {}", done.stderr);
+        serde_json::from_str(&done.stdout).unwrap()
+    }
+
+    /// Waits until this many VMs are reported by connected hosts.
+    pub fn wait_for_vms(&self, count: usize) {
+        wait_until("the VMs are there", || {
+            let vms = self.json(&["vm", "list"]);
+            vms["vms"].as_array().unwrap().iter().filter(|vm| !vm["state"].is_null()).count() == count
+        });
+    }
+
+    /// State of a snapshot in the catalogue.
+    pub fn state(&self, id: &str) -> String {
+        self.json(&["snapshot", "show", id])["snapshot"]["state"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.daemon.is_some() {
+            self.kill_daemon();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the coordinator\n{}", self.log());
+        }
+    }
+}
+
+/// Waits for a command that was spawned.
+pub fn finish(child: Child) -> Ended {
+    ended(child.wait_with_output().unwrap())
+}
+
+pub fn identity(folder: &Path, stem: &str) -> Identity {
+    let file = |name: String| folder.join(name);
+    Identity::load(&file("ca.pem".into()), &file(format!("{stem}.pem")), &file(format!("{stem}.key")))
+        .unwrap()
+}
+
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "waited 20 s until {what}");
+        std::thread::sleep(Duration::from_millis(30));
+    }
+}
+
+fn tls(stem: &str) -> String {
+    format!("[tls]\nca = \"pki/ca.pem\"\ncert = \"pki/{stem}.pem\"\nkey = \"pki/{stem}.key\"\n")
+}
+
+fn ended(output: std::process::Output) -> Ended {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ended { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
