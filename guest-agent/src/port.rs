@@ -22,7 +22,7 @@ const PORTS_BY_NAME: &str = "/dev/virtio-ports";
 const PORTS_IN_SYSFS: &str = "/sys/class/virtio-ports";
 
 /// How soon a host that opens its side is noticed.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// After which time nobody waits for a reply any more.
 const WRITE_LIMIT: Duration = Duration::from_secs(1);
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use log::{debug, info, warn};
+use log::{info, warn};
 use unasnap_protocol::{
     frame::{Decoder, Frame, MAX_GUEST_PAYLOAD},
     guest::{GuestRequest, ReplyHead},
@@ -77,7 +77,6 @@ fn answer(agent: &mut Agent, port: &mut Port, frame: &Frame) -> io::Result<()> {
     };
     let name = request.name();
     let reply = agent.answer(head, request);
-    debug!("{name} answered by {}", reply.name());
     match port.write(&reply.encode(&ReplyHead { sequence: head.sequence })) {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             warn!("nobody took the reply to {name}; dropped");
