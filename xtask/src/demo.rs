@@ -10,10 +10,12 @@
 //! | `cluster` | configuration files, daemons, the operator's command |
 //! | `ring` | what the guests' consoles say |
 //! | `course` | the course of the demo |
+//! | `control` | the control experiment: one TCP stream, cuts apart, with colouring and without |
 //! | `record` | what `unasnap --json` says, as far as it is used |
 //! | `report`, `timeline` | table, JSON, CSV, SVG |
 
 mod cluster;
+pub mod control;
 mod course;
 mod lab;
 mod record;

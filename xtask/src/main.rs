@@ -4,6 +4,7 @@
 //! setup   install what is missing on this machine (says first what that is)
 //! build   release programs, static guest programs, the guests' initramfs
 //! demo    snapshot a running ring on real VMs, kill everything, restore, finish
+//! control show what cuts do to a TCP stream without colouring, and with it
 //! test    every check there is
 //! ```
 
@@ -42,6 +43,8 @@ enum Command {
     Build,
     /// Snapshot a running ring on real VMs, kill everything, restore, finish
     Demo(demo::Options),
+    /// Show that a stream restored from cuts apart hangs without colouring and goes on with it
+    Control(demo::control::Options),
     /// Run every check there is
     Test,
 }
@@ -61,6 +64,7 @@ fn execute(command: Command) -> Result<()> {
     match command {
         Command::Setup { dry_run } => setup::run(&layout, dry_run),
         Command::Demo(options) => demo::run(&layout, &options),
+        Command::Control(options) => demo::control::run(&layout, &options),
         Command::Test => test::run(&layout),
         Command::Build => build::build(&layout).map(|_| ()),
     }

@@ -57,9 +57,12 @@ pub fn run(layout: &Layout) -> Result<()> {
         ]);
         environment(&mut tests, &artifacts);
         score.step("tests", tests, 30 * MINUTE);
-        let mut demo = Command::new(std::env::current_exe().context("this program's own path")?);
-        demo.args(["demo", "--json"]).env("CARGO_TARGET_DIR", &layout.target);
-        score.step("demo", demo, 10 * MINUTE);
+        let own = std::env::current_exe().context("this program's own path")?;
+        for (name, arguments) in [("demo", &["demo", "--json"][..]), ("control", &["control"])] {
+            let mut command = Command::new(&own);
+            command.args(arguments).env("CARGO_TARGET_DIR", &layout.target);
+            score.step(name, command, 10 * MINUTE);
+        }
     }
     println!("{} passed, {} failed, {} skipped", score.passed, score.failed, score.ignored);
     if score.failed > 0 {

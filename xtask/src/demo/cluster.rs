@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 
-use super::Options;
 use super::lab::Lab;
 use super::ring::{self, Console};
 use crate::build::Artifacts;
@@ -25,11 +24,31 @@ const QUICK: Duration = Duration::from_secs(60);
 /// Longest time for a command of the operator; the daemons have shorter limits of their own.
 const COMMAND: Duration = Duration::from_secs(150);
 
+/// The VMs of a cluster and what runs in them.
+#[derive(Debug, Clone)]
+pub struct Scene {
+    /// Shell command of each VM, the first VM's first.
+    pub commands: Vec<String>,
+    /// Are packets coloured? The control experiments say no.
+    pub coloured: bool,
+    /// A VM whose cuts begin late on purpose, and by how many milliseconds.
+    pub late: Option<(u32, u32)>,
+}
+
+impl Scene {
+    /// How many VMs there are.
+    #[must_use]
+    pub fn vms(&self) -> u32 {
+        u32::try_from(self.commands.len()).unwrap_or(u32::MAX)
+    }
+}
+
 /// Folders, files and running daemons.
 #[derive(Debug)]
 pub struct Cluster<'a> {
     lab: &'a Lab,
     artifacts: &'a Artifacts,
+    scene: &'a Scene,
     state: PathBuf,
     logs: PathBuf,
     daemons: Vec<Group>,
@@ -40,7 +59,7 @@ impl<'a> Cluster<'a> {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn create(lab: &'a Lab, artifacts: &'a Artifacts, folder: &Path, options: &Options) -> Result<Self> {
+    pub fn create(lab: &'a Lab, artifacts: &'a Artifacts, folder: &Path, scene: &'a Scene) -> Result<Self> {
         let (state, logs) = (folder.join("state"), folder.join("logs"));
         for directory in [&state, &logs] {
             if directory.exists() {
@@ -49,11 +68,16 @@ impl<'a> Cluster<'a> {
             }
             std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
-        let cluster = Self { lab, artifacts, state, logs, daemons: Vec::new() };
+        let cluster = Self { lab, artifacts, scene, state, logs, daemons: Vec::new() };
         cluster.make_certificates()?;
         cluster.write_configuration()?;
-        cluster.write_vms(options)?;
+        cluster.write_vms()?;
         Ok(cluster)
+    }
+
+    /// What runs in here.
+    pub fn scene(&self) -> &'a Scene {
+        self.scene
     }
 
     fn program(&self, name: &str) -> PathBuf {
@@ -91,30 +115,30 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    fn write_vms(&self, options: &Options) -> Result<()> {
+    fn write_vms(&self) -> Result<()> {
         // Never written by VMs, so that all can have the same one.
         let disk = self.state.join("disk.qcow2");
         let mut make = Command::new("qemu-img");
         run("qemu-img", make.args(["create", "-q", "-f", "qcow2"]).arg(&disk).arg("64M"), QUICK)?;
-        for (vm, host) in self.places(options) {
-            self.write(&format!("{host}-vms/{}.toml", name(vm)), &self.definition(vm, options))?;
+        for (vm, host) in self.places() {
+            self.write(&format!("{host}-vms/{}.toml", name(vm)), &self.definition(vm))?;
         }
         Ok(())
     }
 
     /// VMs are dealt out to the hosts in turn.
-    fn places(&self, options: &Options) -> impl Iterator<Item = (u32, String)> {
-        (1..=options.vms).zip(self.host_names().collect::<Vec<_>>().into_iter().cycle())
+    fn places(&self) -> impl Iterator<Item = (u32, String)> {
+        (1..=self.scene.vms()).zip(self.host_names().collect::<Vec<_>>().into_iter().cycle())
     }
 
-    fn definition(&self, vm: u32, options: &Options) -> String {
-        let run = ring::encode(&ring::command(vm, options.vms, options.tokens));
+    fn definition(&self, vm: u32) -> String {
+        let run = ring::encode(&self.scene.commands[vm as usize - 1]);
         let address = ring::address(vm);
         let append = format!(
             "console=ttyS0 quiet panic=1 unasnap.name={} unasnap.ip={address}/24 unasnap.run={run}",
             name(vm)
         );
-        let colouring = if options.no_colour { "none" } else { "guest" };
+        let colouring = if self.scene.coloured { "guest" } else { "none" };
         let (kernel, initrd) = (self.artifacts.kernel.display(), self.artifacts.initramfs.display());
         format!(
             "name = \"{}\"\ndeployment = \"{DEPLOYMENT}\"\nmemory_mb = {MEMORY_MB}\ncpus = 1\ncolouring = \"{colouring}\"\n\
@@ -125,9 +149,9 @@ impl<'a> Cluster<'a> {
     }
 
     /// Consoles of all VMs.
-    pub fn consoles(&self, options: &Options) -> Vec<Console> {
+    pub fn consoles(&self) -> Vec<Console> {
         let path = |vm, host: &str| self.state.join(host).join("vms").join(name(vm)).join("console.log");
-        self.places(options).map(|(vm, host)| Console::new(name(vm), &path(vm, &host))).collect()
+        self.places().map(|(vm, host)| Console::new(name(vm), &path(vm, &host))).collect()
     }
 
     /// Starts the coordinator and all host agents.
@@ -142,6 +166,9 @@ impl<'a> Cluster<'a> {
         for (host, namespace) in self.host_names().zip(&self.lab.hosts) {
             let mut agent = namespace.command(&self.program("unasnap-host"));
             agent.args(["run", "--config"]).arg(self.state.join(format!("{host}.toml")));
+            if let Some((vm, milliseconds)) = self.scene.late {
+                agent.env("UNASNAP_TEST_TAKE_DELAY_MS", format!("{}={milliseconds}", name(vm)));
+            }
             let log = self.logs.join(format!("{host}.log"));
             self.daemons.push(namespace.start(&format!("host agent {host}"), &mut agent, &log)?);
         }

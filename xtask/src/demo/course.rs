@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Options;
-use super::cluster::{Cluster, DEPLOYMENT};
+use super::cluster::{Cluster, DEPLOYMENT, Scene};
 use super::lab::Lab;
 use super::record::{Restored, Snapshot, Status, Taken};
 use super::report::{Outcome, Ring, Verdict};
-use super::ring::Console;
+use super::ring::{self, Console};
 use crate::build::Artifacts;
 use crate::layout::Layout;
 
@@ -45,11 +45,16 @@ enum End {
 /// The demo could not be carried out. A ring that broke is no error but a verdict.
 pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<Outcome> {
     let folder = layout.target.join("demo");
-    let talk = Talk(Instant::now());
+    let talk = Talk::begin();
     talk.say(&format!("{} hosts and the coordinator as network namespaces", options.hosts));
     let lab = Lab::new(options.hosts)?;
-    let mut cluster = Cluster::create(&lab, artifacts, &folder, options)?;
-    let mut consoles = cluster.consoles(options);
+    let scene = Scene {
+        commands: (1..=options.vms).map(|vm| ring::command(vm, options.vms, options.tokens)).collect(),
+        coloured: !options.no_colour,
+        late: None,
+    };
+    let mut cluster = Cluster::create(&lab, artifacts, &folder, &scene)?;
+    let mut consoles = cluster.consoles();
     let outcome = steps(&talk, &lab, &mut cluster, &mut consoles, options);
     lab.kill_everything()?;
     match outcome {
@@ -73,7 +78,7 @@ fn steps(
 ) -> Result<Outcome> {
     talk.say(&format!("starting the daemons, which boot {} VMs", options.vms));
     cluster.start()?;
-    wait_for_vms(cluster, options)?;
+    wait_for_vms(cluster)?;
     talk.say("all VMs run and their guest agents answer");
     let mut snapshots = Vec::new();
     let mut idle_cpu_percent = None;
@@ -126,9 +131,11 @@ fn steps(
     })
 }
 
-fn wait_for_vms(cluster: &mut Cluster<'_>, options: &Options) -> Result<()> {
+/// Waits until every VM runs and, where packets are coloured, its guest agent answers.
+pub(super) fn wait_for_vms(cluster: &mut Cluster<'_>) -> Result<()> {
+    let scene = cluster.scene();
     let ready = |vm: &super::record::Vm| {
-        vm.state.as_deref() == Some("running") && (options.no_colour || vm.guest_agent == Some(true))
+        vm.state.as_deref() == Some("running") && (!scene.coloured || vm.guest_agent == Some(true))
     };
     wait(BOOT, || {
         cluster.check_daemons()?;
@@ -136,14 +143,15 @@ fn wait_for_vms(cluster: &mut Cluster<'_>, options: &Options) -> Result<()> {
             return Ok(Some("the coordinator".into()));
         };
         let known: Vec<_> = status.vms.iter().filter(|vm| ready(vm)).map(|vm| vm.name.as_str()).collect();
-        let all = (1..=options.vms).map(|vm| format!("vm{vm}"));
+        let all = (1..=scene.vms()).map(|vm| format!("vm{vm}"));
         let missing: Vec<_> = all.filter(|vm| !known.contains(&vm.as_str())).collect();
         Ok((!missing.is_empty()).then(|| missing.join(", ")))
     })
     .context("waiting for the VMs")
 }
 
-fn wait_for_hosts(cluster: &mut Cluster<'_>) -> Result<()> {
+/// Waits until every host that the coordinator knows is connected.
+pub(super) fn wait_for_hosts(cluster: &mut Cluster<'_>) -> Result<()> {
     wait(RECONNECT, || {
         cluster.check_daemons()?;
         let Ok(status) = cluster.ask::<Status>(&["status"]) else {
@@ -157,7 +165,7 @@ fn wait_for_hosts(cluster: &mut Cluster<'_>) -> Result<()> {
 }
 
 /// Waits until `missing` returns `None`; it names whom it waits for.
-fn wait(limit: Duration, mut missing: impl FnMut() -> Result<Option<String>>) -> Result<()> {
+pub(super) fn wait(limit: Duration, mut missing: impl FnMut() -> Result<Option<String>>) -> Result<()> {
     let start = Instant::now();
     while let Some(whom) = missing()? {
         ensure!(start.elapsed() < limit, "no sign of {whom} within {} s", limit.as_secs());
@@ -287,10 +295,16 @@ fn describe(snapshot: &Snapshot, token: u64) -> String {
 }
 
 /// What the demo tells while it runs, on standard error.
-struct Talk(Instant);
+pub(super) struct Talk(Instant);
 
 impl Talk {
-    fn say(&self, what: &str) {
+    /// Begins to count the seconds.
+    pub fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// One line.
+    pub fn say(&self, what: &str) {
         eprintln!("demo {:6.1} s  {what}", self.0.elapsed().as_secs_f64());
     }
 }

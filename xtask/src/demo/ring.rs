@@ -12,7 +12,7 @@ const MANAGER_PORT: u16 = 9000;
 const NODE_PORT: u16 = 9001;
 
 /// Lines with these words are the end of all hope.
-const FAILURES: [&str; 3] = ["RING-FAILED", "DISK-FAILED", "Kernel panic"];
+const FAILURES: [&str; 4] = ["RING-FAILED", "STREAM-FAILED", "DISK-FAILED", "Kernel panic"];
 
 /// Address of a VM, counted from 1.
 pub fn address(vm: u32) -> String {
@@ -35,6 +35,15 @@ pub fn command(vm: u32, vms: u32, tokens: u64) -> String {
     )
 }
 
+/// What the two VMs of the control experiment run: one busy TCP stream between them.
+pub fn stream_commands() -> Vec<String> {
+    let server = format!("{}:{NODE_PORT}", address(1));
+    vec![
+        format!("unasnap-ring stream serve --listen {server}"),
+        format!("unasnap-ring stream run --connect {server} --block 4096"),
+    ]
+}
+
 /// Percent-encodes a command for the kernel's command line, as the guests' `/init` wants it.
 pub fn encode(command: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"./:-_".contains(&byte);
@@ -55,6 +64,11 @@ pub struct Console {
 #[derive(Deserialize)]
 struct Progress {
     token: u64,
+}
+
+#[derive(Deserialize)]
+struct Blocks {
+    blocks: u64,
 }
 
 impl Console {
@@ -91,6 +105,13 @@ impl Console {
         let lines = self.tagged("RING-PROGRESS ");
         let progress = lines.iter().filter_map(|line| serde_json::from_str::<Progress>(line).ok());
         progress.map(|progress| progress.token).collect()
+    }
+
+    /// How many blocks the stream had passed at each of its progress lines.
+    pub fn blocks(&self) -> Vec<u64> {
+        let lines = self.tagged("STREAM-PROGRESS ");
+        let progress = lines.iter().filter_map(|line| serde_json::from_str::<Blocks>(line).ok());
+        progress.map(|progress| progress.blocks).collect()
     }
 
     /// The ring's result, once the manager has printed it.
