@@ -20,6 +20,9 @@ use unasnap_protocol::guest::{Epoch, Prefix};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{SnapshotRecord, SnapshotState};
 
+#[cfg(test)]
+mod tests;
+
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const DEPLOYMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("deployments");
 const SNAPSHOTS: TableDefinition<&str, &[u8]> = TableDefinition::new("snapshots");

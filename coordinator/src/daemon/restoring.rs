@@ -74,6 +74,7 @@ impl Restoring {
         if !self.consistent {
             warnings.push(format!("{} was taken without colouring and is not consistent", self.id));
         }
+        warnings.sort();
         RestoreReport {
             snapshot: self.id.clone(),
             incarnation: self.incarnation,

@@ -1,6 +1,8 @@
 //! The command and the coordinator as an operator and host agents meet them: separate processes, real
 //! TLS, real participants.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod bad_input;
 mod commands;
 mod courses;

@@ -7,11 +7,35 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 use unasnap_channel::Identity;
+
+/// Clusters at one time: each is a handful of processes with limits of seconds, on machines that may have two cores.
+const MAX_CLUSTERS: usize = 4;
+
+static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// One of the [`MAX_CLUSTERS`] places.
+struct Place;
+
+impl Place {
+    fn take() -> Self {
+        let full = |running: &mut usize| *running >= MAX_CLUSTERS;
+        *RUNNING.1.wait_while(RUNNING.0.lock().unwrap(), full).unwrap() += 1;
+        Self
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *RUNNING.0.lock().unwrap() -= 1;
+        RUNNING.1.notify_one();
+    }
+}
 
 /// The program under test.
 pub const UNASNAP: &str = env!("CARGO_BIN_EXE_unasnap");
@@ -21,6 +45,7 @@ pub struct Cluster {
     folder: TempDir,
     port: u16,
     daemon: Option<Child>,
+    _place: Place,
 }
 
 /// How a command ended.
@@ -34,9 +59,10 @@ pub struct Ended {
 impl Cluster {
     /// Makes certificates of hosts h1 and h2 and starts the coordinator.
     pub fn start() -> Self {
+        let place = Place::take();
         let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut cluster = Self { folder, port, daemon: None };
+        let mut cluster = Self { folder, port, daemon: None, _place: place };
         assert_eq!(cluster.run(&["pki", "init", "--dir", "pki", "--host", "h1", "h2"]).code, 0);
         let coordinator =
             format!("listen = \"127.0.0.1:{port}\"\nstate_dir = \"state\"\n{}", tls("coordinator"));

@@ -1,0 +1,379 @@
+//! The bytes of every message are pinned: whoever changes a type, its order of fields or a number
+//! fails here, and has to raise the protocol's version or take the change back.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::fmt::Write;
+
+use unasnap_protocol::control::*;
+use unasnap_protocol::frame::{Decoder, Frame, MAX_CONTROL_PAYLOAD};
+use unasnap_protocol::guest::*;
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::*;
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn envelope() -> Envelope {
+    Envelope {
+        vm: name("vm1"),
+        deployment: name("ring"),
+        snapshot: name("ring-000004"),
+        epoch: 4,
+        term: 300,
+        incarnation: 2,
+    }
+}
+
+fn prefixes() -> Vec<Prefix> {
+    vec![Prefix::V4([10, 0, 0, 1], 32), Prefix::V6([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], 128)]
+}
+
+fn failure() -> Failure {
+    Failure::new(FailureKind::LateCut, Phase::Take, "late")
+}
+
+fn frame_of(bytes: &[u8]) -> Frame {
+    let mut decoder = Decoder::strict(MAX_CONTROL_PAYLOAD);
+    decoder.push(bytes);
+    decoder.next_frame().unwrap().unwrap()
+}
+
+/// One line per message, in the order of the set's table; each is also read back.
+macro_rules! pin {
+    ($set:ident, $head:expr, [$($message:expr),+ $(,)?]) => {{
+        let messages = [$($message),+];
+        let numbers: Vec<u16> = messages.iter().map($set::number).collect();
+        assert_eq!(numbers, $set::NUMBERS, "every message of {} is pinned", stringify!($set));
+        let mut lines = String::new();
+        for message in messages {
+            let bytes = message.encode(&$head);
+            assert_eq!($set::decode(&frame_of(&bytes)), Ok(($head, message.clone())));
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            writeln!(lines, "{:>3} {} {hex}", message.number(), message.name()).unwrap();
+        }
+        insta::assert_snapshot!(stringify!($set), lines);
+    }};
+}
+
+#[test]
+fn guest_requests() {
+    let members = SetMembers { prefixes: prefixes(), code_points: [3, 5, 7], future_lease_ms: 2000 };
+    let word = WordState { send: 4, receive: 5, colouring: true, strict: false };
+    let flip = Flip { from: 4, to: 5 };
+    pin!(
+        GuestRequest,
+        RequestHead { sequence: 700, incarnation: 2 },
+        [
+            GuestRequest::Identify(()),
+            GuestRequest::SetMembers(members),
+            GuestRequest::SetWord(word),
+            GuestRequest::SetStrict(4),
+            GuestRequest::FlipSend(flip),
+            GuestRequest::FlipReceive(flip),
+            GuestRequest::ReadCounters(()),
+            GuestRequest::SelfCheck(()),
+            GuestRequest::StartHooks(StartHooks { unix_ns: 1_700_000_000_000_000_000, entropy: [9; 32] }),
+        ]
+    );
+}
+
+#[test]
+fn guest_replies() {
+    let word = WordState { send: 4, receive: 5, colouring: true, strict: false };
+    let interface = Interface { name: "eth0".to_owned(), mac: [2, 0, 0, 0, 0, 1], addresses: prefixes() };
+    let identity = Identity {
+        agent_version: "0.1.0".to_owned(),
+        kernel: "6.12".to_owned(),
+        boot_id: "b00t".to_owned(),
+        hostname: "vm1".to_owned(),
+        interfaces: vec![interface],
+        attach: AttachKind::Tcx,
+        word,
+    };
+    pin!(
+        GuestReply,
+        ReplyHead { sequence: 700 },
+        [
+            GuestReply::Identity(identity),
+            GuestReply::Done(()),
+            GuestReply::Word(word),
+            GuestReply::Late(word),
+            GuestReply::Counters(vec![("post_dropped".to_owned(), 300)]),
+            GuestReply::Health(vec!["no programs".to_owned()]),
+            GuestReply::Failed("why".to_owned()),
+            GuestReply::OldIncarnation(3),
+        ]
+    );
+}
+
+fn inventory() -> Inventory {
+    let vm = VmReport {
+        name: name("vm1"),
+        deployment: name("ring"),
+        memory_mb: 128,
+        cpus: 2,
+        addresses: prefixes(),
+        state: VmState::Running,
+        colouring: Colouring::Guest,
+        ram_way: "background-snapshot".to_owned(),
+        accelerator: "kvm".to_owned(),
+        guest: true,
+        incarnation: 2,
+    };
+    Inventory { vms: vec![vm], free_bytes: 5 << 30 }
+}
+
+#[test]
+fn sessions() {
+    let hello = Hello {
+        protocol: (1, 1),
+        host: name("h1"),
+        agent_version: "0.1.0".to_owned(),
+        inventory: inventory(),
+        undecided: vec![Undecided { envelope: envelope(), saved: true }],
+    };
+    pin!(HostSession, (), [HostSession::Hello(hello), HostSession::Inventory(inventory())]);
+    pin!(
+        CoordinatorSession,
+        (),
+        [
+            CoordinatorSession::Welcome(Welcome { protocol: 1, term: 300 }),
+            CoordinatorSession::Goodbye("why".to_owned()),
+            CoordinatorSession::StillHere(()),
+        ]
+    );
+}
+
+#[test]
+fn orders() {
+    pin!(
+        Order,
+        envelope(),
+        [
+            Order::Prepare(prefixes()),
+            Order::Arm(()),
+            Order::Take(()),
+            Order::Clear(()),
+            Order::Commit(()),
+            Order::Abort("why".to_owned()),
+            Order::Poll(()),
+            Order::Restore(()),
+            Order::Start(prefixes()),
+            Order::Delete(()),
+        ]
+    );
+}
+
+fn cut() -> CutReport {
+    CutReport {
+        send_flipped_ns: 1,
+        stopped_ns: 2,
+        instant_ns: 3,
+        resumed_ns: 400,
+        receive_flipped_ns: 500,
+        parts: vec![("ram".to_owned(), 300)],
+        outside_connections: Some(1),
+    }
+}
+
+fn saved() -> SavedReport {
+    SavedReport { digest: [7; 32], bytes: 4096, saved_ns: 600 }
+}
+
+#[test]
+fn answers() {
+    pin!(
+        Answer,
+        envelope(),
+        [
+            Answer::Prepared(()),
+            Answer::Armed(()),
+            Answer::Cut(cut()),
+            Answer::Saved(saved()),
+            Answer::Settled(()),
+            Answer::Ready(()),
+            Answer::Loaded(()),
+            Answer::Started(vec!["no clock".to_owned()]),
+            Answer::Deleted(()),
+            Answer::Refused(failure()),
+        ]
+    );
+}
+
+#[test]
+fn requests() {
+    pin!(
+        Request,
+        (),
+        [
+            Request::Status(()),
+            Request::Take(Some(name("ring"))),
+            Request::List(true),
+            Request::Show(name("ring-000004")),
+            Request::Delete(name("ring-000004")),
+            Request::Restore(None),
+        ]
+    );
+}
+
+fn record() -> SnapshotRecord {
+    let mut member = MemberRecord::new(name("vm1"), name("h1"), Colouring::Guest, "stop-and-save".to_owned());
+    member.set_cut(&cut());
+    member.set_saved(&saved());
+    SnapshotRecord {
+        id: name("ring-000004"),
+        deployment: name("ring"),
+        epoch: 4,
+        state: SnapshotState::Aborted,
+        failure: Some(failure()),
+        consistent: true,
+        ram_way: "stop-and-save".to_owned(),
+        created: "2026-01-01T00:00:00Z".to_owned(),
+        members: vec![member],
+        phases: PhaseTimes {
+            prepare_ns: Some(1),
+            arm_ns: Some(2),
+            take_ns: Some(3),
+            clear_ns: Some(4),
+            commit_ns: None,
+        },
+        skew_ms: Some(0.5),
+        save_ms: Some(1.5),
+        global_ms: None,
+    }
+}
+
+fn status() -> StatusReport {
+    let host = HostStatus {
+        name: name("h1"),
+        connected: true,
+        since: Some("2026-01-01T00:00:00Z".to_owned()),
+        agent_version: "0.1.0".to_owned(),
+        free_bytes: Some(300),
+    };
+    let vm = VmStatus {
+        name: name("vm1"),
+        deployment: name("ring"),
+        host: name("h1"),
+        state: Some(VmState::Paused),
+        colouring: Some(Colouring::None),
+        ram_way: Some("stop-and-save".to_owned()),
+        accelerator: Some("tcg".to_owned()),
+        guest_agent: Some(true),
+        incarnation: Some(2),
+        memory_mb: Some(128),
+        cpus: None,
+    };
+    let course = CourseStatus {
+        deployment: name("ring"),
+        snapshot: name("ring-000004"),
+        phase: Phase::Save,
+        waiting: vec![name("vm1")],
+    };
+    let last = LastSnapshot {
+        id: name("ring-000003"),
+        deployment: name("ring"),
+        created: "2026-01-01T00:00:00Z".to_owned(),
+    };
+    StatusReport {
+        coordinator: CoordinatorStatus { version: "0.1.0".to_owned(), term: 300, uptime_s: 5 },
+        hosts: vec![host],
+        vms: vec![vm],
+        courses: vec![course],
+        last_snapshot: Some(last),
+    }
+}
+
+#[test]
+fn replies() {
+    let place = Place { vm: name("vm1"), host: name("h1") };
+    let progress = Progress {
+        snapshot: name("ring-000004"),
+        phase: Phase::Prepare,
+        members: vec![name("vm1"), name("vm2")],
+        waiting: vec![name("vm2")],
+    };
+    let restored = RestoreReport {
+        snapshot: name("ring-000004"),
+        incarnation: 2,
+        restore_ms: 2.5,
+        members: vec![place.clone()],
+        warnings: vec!["no clock".to_owned()],
+    };
+    let deleted = DeleteReport { snapshot: name("ring-000004"), waiting: vec![place] };
+    pin!(
+        Reply,
+        (),
+        [
+            Reply::Progress(progress),
+            Reply::Record(Box::new(record())),
+            Reply::End(()),
+            Reply::Restored(restored),
+            Reply::Deleted(deleted),
+            Reply::Status(Box::new(status())),
+            Reply::Failed(RequestError::new(RequestErrorKind::Refused, "why")),
+        ]
+    );
+}
+
+/// Enums travel by the order of their variants: each one is pinned, not only those used above.
+#[test]
+fn variants() {
+    use FailureKind as Kind;
+    let kinds = [
+        Kind::VmNotRunning,
+        Kind::GuestAgent,
+        Kind::NoSpace,
+        Kind::Hypervisor,
+        Kind::LateCut,
+        Kind::Files,
+        Kind::Stale,
+        Kind::TimedOut,
+        Kind::HostLost,
+        Kind::BadRequest,
+        Kind::Internal,
+    ];
+    let phases = [
+        Phase::Prepare,
+        Phase::Arm,
+        Phase::Take,
+        Phase::Save,
+        Phase::Clear,
+        Phase::Commit,
+        Phase::Abort,
+        Phase::Poll,
+        Phase::Restore,
+        Phase::Start,
+        Phase::Delete,
+    ];
+    let mut lines = String::new();
+    for (at, (kind, phase)) in kinds.into_iter().zip(phases).enumerate() {
+        let bytes = Answer::Refused(Failure::new(kind, phase, "")).encode(&envelope());
+        let body = &bytes[bytes.len() - 3..];
+        assert_eq!(usize::from(body[0]), at, "{kind:?}");
+        assert_eq!(usize::from(body[1]), at, "{phase:?}");
+        writeln!(lines, "{at} {kind:?} {phase:?}").unwrap();
+    }
+    let states = [VmState::Stopped, VmState::Starting, VmState::Running, VmState::Paused, VmState::Failed];
+    let snapshots =
+        [SnapshotState::Open, SnapshotState::Committed, SnapshotState::Aborted, SnapshotState::Deleting];
+    use RequestErrorKind as Error;
+    let errors = [
+        Error::NotAllowed,
+        Error::NotFound,
+        Error::Refused,
+        Error::Aborted,
+        Error::TimedOut,
+        Error::Internal,
+    ];
+    let attach = [AttachKind::Tcx, AttachKind::Clsact];
+    let colouring = [Colouring::Guest, Colouring::None];
+    writeln!(lines, "{states:?} {:?}", states.map(|state| state as u8)).unwrap();
+    writeln!(lines, "{snapshots:?} {:?}", snapshots.map(|state| state as u8)).unwrap();
+    writeln!(lines, "{errors:?} {:?}", errors.map(|kind| kind as u8)).unwrap();
+    writeln!(lines, "{attach:?} {:?}", attach.map(|kind| kind as u8)).unwrap();
+    writeln!(lines, "{colouring:?} {:?}", colouring.map(|way| way as u8)).unwrap();
+    insta::assert_snapshot!("variants", lines);
+}
