@@ -1,6 +1,10 @@
 //! The QEMU driver with real guests. Run by `cargo xtask test`, which provides kernel and initramfs; wants root.
 
+#[cfg(test)]
 mod adoption;
+#[cfg(test)]
 mod bench;
+#[cfg(test)]
 mod faults;
+#[cfg(test)]
 mod round_trip;

@@ -23,10 +23,11 @@ const MAX_THREADS: usize = 4;
 
 /// Copies the RAM of a stopped VM into a new file; pages of zeros become holes.
 pub(super) async fn save(process: Process, to: &Path) -> Result<(), HypervisorError> {
-    let target = to.to_owned();
+    // Made before anything is waited for: once this future is dropped, no file appears any more.
+    let file = OpenOptions::new().write(true).create_new(true).open(to);
+    let file = file.map_err(HypervisorError::file("create", to))?;
     let copy = move || {
         let ram = open(process)?;
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(target)?;
         file.set_len(ram.metadata()?.len())?;
         copy_data(&ram, &file)
     };

@@ -223,6 +223,9 @@ impl QemuVm {
                 self.run_on().await?;
             }
             self.instance.write(&self.folder)?;
+            // Discarded cuts make the chains longer, too.
+            disks::stop_merges(&self.qmp, self.name.as_str()).await?;
+            disks::start_merges(&self.qmp, &self.instance.disks).await?;
         }
         self.stage = Stage::Idle;
         Ok(())
