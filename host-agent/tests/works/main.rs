@@ -2,6 +2,8 @@
 //! straddle, what each failure says, and that nothing is left behind. Both are fakes here; the same jobs
 //! with real VMs run in the demo.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod fakes;
 
 use std::path::Path;
