@@ -1,5 +1,7 @@
 //! Keeps the invariants of ARCHITECTURE.md true that a program can check.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
