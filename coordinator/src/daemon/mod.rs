@@ -14,6 +14,7 @@
 //! | `owner` | the state, the one `select!`, the clock |
 //! | `hosts` | hosts come, report and go |
 //! | `requests` | what operators ask |
+//! | `planning` | who takes part in a snapshot, and whether it may begin |
 //! | `taking` | carries out the snapshot's state machine |
 //! | `restoring` | carries out the restore's state machine |
 //! | `deleting` | removes files of snapshots |
@@ -25,6 +26,7 @@ mod deleting;
 mod hosts;
 mod journal;
 mod owner;
+mod planning;
 mod registry;
 mod requests;
 mod restoring;

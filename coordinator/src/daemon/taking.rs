@@ -5,21 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use unasnap_protocol::control::{Answer, Colouring, Envelope, Failure, FailureKind, Order, Phase};
+use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Order, Phase};
 use unasnap_protocol::coordinator::snapshot::{Decision, Limits, Snapshot};
 use unasnap_protocol::coordinator::{Command, Event};
-use unasnap_protocol::guest::{MAX_EPOCH, Prefix};
 use unasnap_protocol::name::Name;
-use unasnap_protocol::operator::{
-    MemberRecord, PhaseTimes, Progress, Reply, RequestError, RequestErrorKind, SnapshotRecord, SnapshotState,
-    ms,
-};
+use unasnap_protocol::operator::{Progress, Reply, RequestError, RequestErrorKind, SnapshotState, ms};
 
 use super::journal::{Journal, Result, Stored};
 use super::owner::{Owner, Watchers, tell};
-
-/// Longest name of a deployment whose snapshots' names (`<deployment>-<epoch>`) are valid.
-const MAX_DEPLOYMENT_BYTES: usize = 52;
 
 /// A snapshot under way.
 pub struct Taking {
@@ -156,94 +149,6 @@ impl Owner {
         let members: BTreeSet<_> = stored.places().into_keys().collect();
         let (machine, commands) = Snapshot::begin(&members, &stored.addresses, Limits::default());
         self.open_taking(Taking::new(machine, stored, vec![replies]), commands)
-    }
-
-    /// Who would take part; refuses while anybody is missing.
-    fn plan(&self, deployment: Option<Name>) -> std::result::Result<Stored, RequestError> {
-        let deployment = self.choose_deployment(deployment)?;
-        let refused = |text| Err(RequestError::new(RequestErrorKind::Refused, text));
-        if let Some(what) = self.open_course(&deployment) {
-            return refused(format!(
-                "{what} of deployment {deployment} is under way; try again when it has ended"
-            ));
-        }
-        if deployment.as_str().len() > MAX_DEPLOYMENT_BYTES {
-            return refused(format!(
-                "the name of deployment {deployment} is longer than {MAX_DEPLOYMENT_BYTES} characters; shorten it"
-            ));
-        }
-        let counters = self.journal.counters(&deployment);
-        let epoch = counters.last_epoch + 1;
-        if epoch >= MAX_EPOCH {
-            return refused(format!("deployment {deployment} has used up its epochs; rename it"));
-        }
-        let (members, addresses) = self.members(&deployment)?;
-        let id = Name::new(&format!("{deployment}-{epoch:06}"))
-            .map_err(|error| RequestError::new(RequestErrorKind::Internal, error.to_string()))?;
-        let ways: BTreeSet<_> = members.iter().map(|member| member.ram_way.as_str()).collect();
-        let record = SnapshotRecord {
-            id,
-            deployment,
-            epoch,
-            state: SnapshotState::Open,
-            failure: None,
-            consistent: members.iter().all(|member| member.colouring != Colouring::None),
-            ram_way: ways.into_iter().collect::<Vec<_>>().join(","),
-            created: Timestamp::now().to_string(),
-            members,
-            phases: PhaseTimes::default(),
-            skew_ms: None,
-            save_ms: None,
-            global_ms: None,
-        };
-        let incarnation = counters.incarnation;
-        Ok(Stored { record, incarnation, addresses, closed: false, undeleted: Vec::new() })
-    }
-
-    fn choose_deployment(&self, wanted: Option<Name>) -> std::result::Result<Name, RequestError> {
-        let not_found = |text: String| RequestError::new(RequestErrorKind::NotFound, text);
-        let known: BTreeSet<_> = self.journal.vms().values().map(|vm| &vm.deployment).collect();
-        let list = || known.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
-        match wanted {
-            Some(name) if known.contains(&name) => Ok(name),
-            _ if known.is_empty() => Err(not_found(
-                "no VM is known yet; start the host agents, `unasnap vm list` shows their VMs".to_owned(),
-            )),
-            Some(name) => {
-                Err(not_found(format!("no VM belongs to a deployment {name}; there are: {}", list())))
-            }
-            None if known.len() == 1 => {
-                known.into_iter().next().cloned().ok_or_else(|| not_found(String::new()))
-            }
-            None => {
-                let text = format!("there are several deployments; name one of: {}", list());
-                Err(RequestError::new(RequestErrorKind::Refused, text))
-            }
-        }
-    }
-
-    /// Every VM of the deployment, known now or before; all of their hosts must be connected.
-    fn members(
-        &self,
-        deployment: &Name,
-    ) -> std::result::Result<(Vec<MemberRecord>, Vec<Prefix>), RequestError> {
-        let (mut members, mut addresses, mut missing) = (Vec::new(), Vec::new(), Vec::new());
-        for (name, vm) in self.journal.vms().iter().filter(|(_, vm)| vm.deployment == *deployment) {
-            match self.registry.report(&vm.host, name) {
-                Some(report) => {
-                    let way = report.ram_way.clone();
-                    members.push(MemberRecord::new(name.clone(), vm.host.clone(), vm.colouring, way));
-                    addresses.extend(&vm.addresses);
-                }
-                None => missing.push(format!("VM {name} is on host {}, which is not connected", vm.host)),
-            }
-        }
-        if missing.is_empty() {
-            return Ok((members, addresses));
-        }
-        let text =
-            format!("{}; start the host agent there, or remove the VM from its vm_dir", missing.join("; "));
-        Err(RequestError::new(RequestErrorKind::Refused, text))
     }
 
     /// What is under way for a deployment, in words.

@@ -1,7 +1,5 @@
 //! Frames in both directions over one authenticated connection.
 
-use std::io;
-
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
@@ -98,7 +96,7 @@ impl Reader {
             if count > 0 {
                 self.decoder.push(&bytes);
             } else if self.decoder.is_mid_frame() {
-                return Err(ChannelError::Broken(io::ErrorKind::UnexpectedEof.into()));
+                return Err(ChannelError::Vanished);
             } else {
                 return Ok(None);
             }

@@ -66,6 +66,9 @@ pub enum ChannelError {
     /// The peer does not read.
     #[error("the peer did not take a message in {} s", FRAME_LIMIT.as_secs())]
     NotReading,
+    /// The peer's end of the connection is gone.
+    #[error("the peer went away without a word: it was stopped, crashed or lost its network")]
+    Vanished,
     /// The connection broke, or another rule of TLS did.
     #[error("the connection broke: {0}")]
     Broken(io::Error),
@@ -89,6 +92,10 @@ impl ChannelError {
 
 impl From<io::Error> for ChannelError {
     fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        if matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe) {
+            return Self::Vanished;
+        }
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         tls.and_then(from_tls).unwrap_or(Self::Broken(error))
     }

@@ -169,7 +169,7 @@ async fn bad_frames_end_the_connection() {
     let (mut server, mut client) = pair().await;
     client.send(&encode(1, b"x")[..9]).await.unwrap();
     drop(client);
-    assert!(matches!(server.recv().await, Err(ChannelError::Broken(_))));
+    assert!(matches!(server.recv().await, Err(ChannelError::Vanished)));
 }
 
 #[tokio::test]
