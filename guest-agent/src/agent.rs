@@ -9,7 +9,7 @@ use unasnap_protocol::guest::{
     WordState,
 };
 
-use crate::{announce, attach::Attached, check, hooks, interfaces, maps::Maps, programs::Programs};
+use crate::{announce, attach::Attached, check, hooks, interfaces, maps::Maps, outside, programs::Programs};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -48,6 +48,7 @@ impl Agent {
     fn carry_out(&mut self, request: GuestRequest) -> Result<GuestReply> {
         match request {
             GuestRequest::Identify(()) => Ok(GuestReply::Identity(self.identity()?)),
+            GuestRequest::CountOutside(()) => Ok(GuestReply::Outside(outside::count(&self.maps.members()?)?)),
             GuestRequest::SetMembers(members) => self.set_members(&members),
             GuestRequest::SetWord(word) => self.set_word(word),
             GuestRequest::SetStrict(epoch) => Ok(self.change(|word| word.set_strict(epoch))),

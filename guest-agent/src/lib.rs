@@ -16,6 +16,7 @@
 //! | [`check`] | self-check |
 //! | [`hooks`] | after a restore: clock, entropy |
 //! | [`announce`] | after a restore: gratuitous ARP, unsolicited neighbour advertisement |
+//! | [`outside`] | connections that a restore will break |
 //! | [`interfaces`] | which interfaces there are, and their addresses |
 //! | [`port`] | the port to the host agent |
 //! | [`serve`] | requests in, replies out |
@@ -29,6 +30,7 @@ pub mod hooks;
 pub mod interfaces;
 pub mod log;
 pub mod maps;
+pub mod outside;
 pub mod pins;
 pub mod port;
 pub mod programs;

@@ -133,6 +133,14 @@ impl GuestChannel {
         }
     }
 
+    /// How many connections of this VM a restore will break.
+    pub async fn count_outside(&mut self) -> Result<u32, GuestError> {
+        match self.ask(GuestRequest::CountOutside(())).await? {
+            GuestReply::Outside(connections) => Ok(connections),
+            other => Err(unexpected("CountOutside", &other)),
+        }
+    }
+
     /// What a restored guest cannot know by itself.
     pub async fn start_hooks(&mut self, hooks: StartHooks) -> Result<(), GuestError> {
         self.done(GuestRequest::StartHooks(hooks)).await

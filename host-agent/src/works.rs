@@ -30,6 +30,8 @@ pub struct Works {
     guest: Mutex<GuestChannel>,
     /// The local snapshot that is being written, from PREPARE to SAVED.
     draft: Arc<Mutex<Option<Draft>>>,
+    /// Connections of the guest to addresses that are not members, as counted at PREPARE.
+    outside: Mutex<Option<u32>>,
     /// Test switch: how much later than ordered this VM's cut begins.
     take_delay: Duration,
     last_report: report::Remembered,
@@ -56,6 +58,7 @@ impl Works {
             instance: Mutex::new(instance),
             guest: Mutex::new(guest),
             draft: Arc::default(),
+            outside: Mutex::default(),
             take_delay,
             last_report: report::Remembered::default(),
         }
@@ -106,6 +109,8 @@ impl Works {
             let mut guest = self.guest.lock().await;
             guest.self_check().await.map_err(guest_failure)?;
             guest.set_members(member_table(members)).await.map_err(guest_failure)?;
+            // Asked now: between TAKE and the cut every question would widen the skew.
+            *self.outside.lock().await = Some(guest.count_outside().await.map_err(guest_failure)?);
         }
         let store_failure = |error: StoreError| store_failure(&error, Phase::Prepare);
         self.store.check_space(vm.space_needed()).map_err(store_failure)?;
@@ -147,7 +152,7 @@ impl Works {
             resumed_ns: times.resumed_at,
             receive_flipped_ns: unix_ns(),
             parts: times.parts.iter().map(|(name, ns)| ((*name).to_owned(), *ns)).collect(),
-            outside_connections: None,
+            outside_connections: *self.outside.lock().await,
         })
     }
 

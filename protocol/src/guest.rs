@@ -122,6 +122,9 @@ messages! {
         8 => SelfCheck(()),
         /// After a restore: wall clock, entropy, neighbour announcement. Answered by `Done`.
         9 => StartHooks(StartHooks),
+        /// How many established TCP connections lead to addresses that are not members? Answered by
+        /// `Outside`.
+        10 => CountOutside(()),
     }
 }
 
@@ -145,6 +148,8 @@ messages! {
         135 => Failed(String),
         /// The request carries an older incarnation than this one, which the guest has seen.
         136 => OldIncarnation(u64),
+        /// To `CountOutside`.
+        137 => Outside(u32),
     }
 }
 

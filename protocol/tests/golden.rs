@@ -75,6 +75,7 @@ fn guest_requests() {
             GuestRequest::ReadCounters(()),
             GuestRequest::SelfCheck(()),
             GuestRequest::StartHooks(StartHooks { unix_ns: 1_700_000_000_000_000_000, entropy: [9; 32] }),
+            GuestRequest::CountOutside(()),
         ]
     );
 }
@@ -104,6 +105,7 @@ fn guest_replies() {
             GuestReply::Health(vec!["no programs".to_owned()]),
             GuestReply::Failed("why".to_owned()),
             GuestReply::OldIncarnation(3),
+            GuestReply::Outside(2),
         ]
     );
 }

@@ -72,6 +72,7 @@ fn describe(request: &GuestRequest) -> String {
 fn reply(request: &GuestRequest, behaviour: Guest) -> GuestReply {
     match request {
         GuestRequest::SelfCheck(()) => GuestReply::Health(vec![]),
+        GuestRequest::CountOutside(()) => GuestReply::Outside(3),
         GuestRequest::FlipReceive(flip) if behaviour == Guest::AdvancesInTheStraddle => {
             GuestReply::Late(WordState::colouring(flip.to))
         }

@@ -83,9 +83,21 @@ impl Bench {
 #[tokio::test]
 async fn the_straddle_flips_send_before_and_receive_after_the_instant() {
     let bench = bench(Guest::Healthy, Machine::Healthy, 0);
-    bench.up_to_the_cut().await;
-    let expected =
-        ["SelfCheck", "SetMembers", "overlays", "word 6 6 on", "SetStrict", "FlipSend", "cut", "FlipReceive"];
+    bench.job(Step::Prepare(vec![])).await.unwrap();
+    bench.job(Step::Arm).await.unwrap();
+    let Ok(Outcome::Cut(report)) = bench.job(Step::Cut).await else { panic!("no cut") };
+    assert_eq!((report.pause_ns(), report.outside_connections), (20, Some(3)));
+    let expected = [
+        "SelfCheck",
+        "SetMembers",
+        "CountOutside",
+        "overlays",
+        "word 6 6 on",
+        "SetStrict",
+        "FlipSend",
+        "cut",
+        "FlipReceive",
+    ];
     assert_eq!(bench.log.taken(), expected);
 }
 
