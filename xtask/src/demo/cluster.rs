@@ -84,7 +84,8 @@ impl<'a> Cluster<'a> {
         self.artifacts.programs.join(name)
     }
 
-    fn host_names(&self) -> impl Iterator<Item = String> + use<> {
+    /// Names of all hosts.
+    pub fn host_names(&self) -> impl Iterator<Item = String> + use<> {
         (1..=self.lab.hosts.len()).map(|number| format!("h{number}"))
     }
 

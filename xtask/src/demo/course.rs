@@ -157,9 +157,9 @@ pub(super) fn wait_for_hosts(cluster: &mut Cluster<'_>) -> Result<()> {
         let Ok(status) = cluster.ask::<Status>(&["status"]) else {
             return Ok(Some("the coordinator".into()));
         };
-        let away = status.hosts.iter().filter(|host| !host.connected).map(|host| host.name.as_str());
-        let away = away.collect::<Vec<_>>().join(", ");
-        Ok((!away.is_empty()).then_some(away))
+        let connected = |name: &str| status.hosts.iter().any(|host| host.connected && host.name == name);
+        let away: Vec<_> = cluster.host_names().filter(|name| !connected(name)).collect();
+        Ok((!away.is_empty()).then(|| away.join(", ")))
     })
     .context("waiting for the hosts to be connected again")
 }
