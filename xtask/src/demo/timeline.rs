@@ -99,21 +99,22 @@ impl Panel {
         part(member.stopped_ns, member.resumed_ns, 2.0, PAUSE, "pause");
     }
 
-    /// The coordinator's steps that fall into this panel. Labels of neighbours are on different heights.
+    /// The coordinator's steps that fall into this panel. ARM stands left of its line, since TAKE follows closely.
     fn steps(&self, out: &mut String, snapshot: &Snapshot, bottom: f64) {
         let phases = &snapshot.phases;
         let steps = [
-            ("PREPARE", phases.prepare_ns),
-            ("ARM", phases.arm_ns),
-            ("TAKE", phases.take_ns),
-            ("CLEAR", phases.clear_ns),
-            ("COMMIT", phases.commit_ns),
+            ("PREPARE", phases.prepare_ns, "start"),
+            ("ARM", phases.arm_ns, "end"),
+            ("TAKE", phases.take_ns, "start"),
+            ("CLEAR", phases.clear_ns, "start"),
+            ("COMMIT", phases.commit_ns, "end"),
         ];
         let inside = |at: u64| at >= self.from && at as f64 <= self.from as f64 + self.span;
-        for (index, (name, at)) in steps.into_iter().filter(|(_, at)| inside(*at)).enumerate() {
-            let (x, y) = (self.x(at), self.top + 26.0 + 11.0 * (index % 2) as f64);
+        for (name, at, anchor) in steps.into_iter().filter(|(_, at, _)| inside(*at)) {
+            let (x, y) = (self.x(at), self.top + 30.0);
             line(out, x, (y, bottom), "#333");
-            label(out, (x + 3.0, y + 2.0), "start", name);
+            let aside = if anchor == "end" { -3.0 } else { 3.0 };
+            label(out, (x + aside, y + 4.0), anchor, name);
         }
     }
 
@@ -125,7 +126,9 @@ impl Panel {
         while (mark - first) * 1e6 <= self.span {
             let x = LEFT + (mark - first) * 1e6 / self.span * WIDTH;
             line(out, x, (self.top + HEAD, bottom), "#ddd");
-            let shown = if step < 1.0 { format!("{mark:.1}") } else { format!("{mark:.0}") };
+            // Not `-0`.
+            let mark_shown = if mark.abs() < step / 2.0 { 0.0 } else { mark };
+            let shown = if step < 1.0 { format!("{mark_shown:.1}") } else { format!("{mark_shown:.0}") };
             label(out, (x, bottom + 13.0), "middle", &shown);
             mark += step;
         }
