@@ -68,7 +68,7 @@ impl Bench {
         let kernel = from_environment("UNASNAP_TEST_KERNEL");
         let text = format!(
             "name = 'counter'\ndeployment = 'test'\nmemory_mb = 128\nkernel = '{}'\ninitrd = 'initrd'\n\
-             append = 'console=ttyS0 rdinit=/workload quiet'\n[[disk]]\nimage = 'base.qcow2'\n\
+             append = 'console=ttyS0 rdinit=/workload quiet no_timer_check'\n[[disk]]\nimage = 'base.qcow2'\n\
              [[nic]]\nbridge = 'br0'\nmac = '52:54:00:00:00:01'\naddresses = ['10.0.0.1']\n",
             kernel.display()
         );

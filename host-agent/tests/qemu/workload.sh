@@ -1,21 +1,31 @@
 #!/bin/busybox sh
 # The guest of the driver's tests: counts, and compares after every step what RAM and disk say.
-# A snapshot whose disk and RAM are of different instants shows as "torn" once it is restored.
+# Block 8 + N of the disk holds the number N, block 0 the last one. A disk that is older than the RAM it was restored
+# with lacks a number that was written, a younger one has a number that is still to be written: both are "torn".
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t devtmpfs dev /dev
 while read -r module; do insmod "/lib/modules/$module"; done </lib/modules/order
 exec >/dev/ttyS0 2>&1
-disk() { dd if=/dev/vda bs=4096 count=1 iflag=direct 2>/dev/null | head -n 1; }
+blocks() { dd if=/dev/vda bs=4096 skip="$1" count="$2" iflag=direct 2>/dev/null | tr -d '\0'; }
+write() { echo "$count" | dd of=/dev/vda bs=4096 seek="$1" count=1 conv=sync oflag=direct 2>/dev/null; }
 dd if=/dev/urandom of=/tmp/noise bs=64k count=64 2>/dev/null
 sum=$(md5sum </tmp/noise)
-count=$(disk | tr -dc 0-9)
+count=$(blocks 0 1)
 count=${count:-0}
+# QEMU may have been killed between the two writes of a step.
+[ -z "$(blocks $((count + 9)) 1)" ] || count=$((count + 1))
 echo "begin $count"
+before=$(blocks $((count + 8)) 1)
 while :; do
     count=$((count + 1))
-    echo "$count" | dd of=/dev/vda bs=4096 count=1 conv=sync oflag=direct 2>/dev/null
-    [ "$(disk)" = "$count" ] || echo "torn: RAM $count, disk $(disk)"
+    write $((count + 8))
+    write 0
+    expected=$(printf '%s\n%s' "$before" "$count")
+    [ -n "$before" ] || expected=$count
+    found=$(blocks $((count + 7)) 4)
+    [ "$found" = "$expected" ] || echo "torn: RAM says $count, disk $found"
     [ $((count % 50)) != 0 ] || [ "$sum" = "$(md5sum </tmp/noise)" ] || echo "torn: RAM changed"
+    before=$count
     echo "tick $count"
 done
