@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::interrupt::OnInterrupt;
+use crate::interrupt::{self, OnInterrupt};
 
 /// How often a running program is looked at.
 const LOOK: Duration = Duration::from_millis(10);
@@ -29,10 +29,11 @@ impl Group {
     /// The program cannot be started.
     pub fn spawn(name: &str, command: &mut Command) -> Result<Self> {
         command.process_group(0).stdin(Stdio::null());
+        let beginning = interrupt::begin();
         let child = command.spawn().with_context(|| format!("starting {name} ({command:?})"))?;
         let group = Pid::from_raw(i32::try_from(child.id()).context("process id")?);
         // An error only says that the group is gone.
-        let on_interrupt = OnInterrupt::new(move || {
+        let on_interrupt = beginning.register(move || {
             let _ = killpg(group, Signal::SIGKILL);
         });
         Ok(Self { child, name: name.into(), _on_interrupt: on_interrupt })

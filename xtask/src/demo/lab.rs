@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::interrupt::OnInterrupt;
+use crate::interrupt::{self, OnInterrupt};
 use crate::process::{Group, output, run, text};
 
 /// Start of every namespace's name; the process id follows.
@@ -62,7 +62,7 @@ impl Lab {
         all.extend(hosts.iter().cloned());
         let all = Arc::new(all);
         let for_interrupt = Arc::clone(&all);
-        let on_interrupt = OnInterrupt::new(move || remove(&for_interrupt));
+        let on_interrupt = interrupt::begin().register(move || remove(&for_interrupt));
         // From here on the drop removes whatever has been made.
         let lab = Self { coordinator, hosts, all, _on_interrupt: on_interrupt };
         for namespace in lab.all.iter() {
