@@ -4,9 +4,9 @@
 //! The life of a cut, seen from the caller:
 //!
 //! ```text
-//!   prepare_cut ──▶ cut ──▶ save ──▶ (the next prepare_cut)
-//!        │           │        │
-//!        └───────────┴────────┴──▶ discard_cut      legal at any moment, any number of times
+//!   prepare_cut ──▶ arm_cut ──▶ cut ──▶ save ──▶ (the next prepare_cut)
+//!        │             │         │        │
+//!        └─────────────┴─────────┴────────┴──▶ discard_cut      legal at any moment, any number of times
 //! ```
 //!
 //! Every method is bounded in time and its future may be dropped at any await; [`Vm::discard_cut`] then puts
@@ -28,6 +28,10 @@ pub mod qemu;
 
 /// What every asynchronous method of a driver returns.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, HypervisorError>> + Send + 'a>>;
+
+/// What the caller does in the pause of a cut, when the RAM's instant is fixed and no vCPU runs: the atomic flip
+/// of protocol.md section 3. Takes microseconds; it keeps its own result.
+pub type InPause<'a> = Box<dyn FnOnce() + Send + 'a>;
 
 /// A hypervisor of this host.
 pub trait Hypervisor: Send + Sync {
@@ -63,6 +67,9 @@ pub trait Vm: Send {
     /// Unix socket behind the guest's virtio-serial port `org.unasnap.guest.0`.
     fn guest_channel_path(&self) -> &Path;
 
+    /// The host's network devices behind the VM's NICs, in the order of its definition.
+    fn host_interfaces(&self) -> &[String];
+
     /// Asks the hypervisor.
     fn state(&mut self) -> Pending<'_, VmState>;
 
@@ -73,9 +80,13 @@ pub trait Vm: Send {
     /// `folder` exists, is empty and receives the files of the cut.
     fn prepare_cut<'a>(&'a mut self, folder: &'a Path) -> Pending<'a, ()>;
 
-    /// The cut: stop the vCPUs, switch the disks, fix the RAM's instant, resume. On an error the VM has been
-    /// told to run on.
-    fn cut(&mut self) -> Pending<'_, CutTimes>;
+    /// Brings what was prepared up to date, as close to the cut as the caller can: what is written now is not
+    /// written in the pause. The VM runs.
+    fn arm_cut(&mut self) -> Pending<'_, ()>;
+
+    /// The cut: stop the vCPUs, switch the disks, fix the RAM's instant, call `in_pause`, resume. On an error the
+    /// VM has been told to run on, and `in_pause` may or may not have been called.
+    fn cut<'a>(&'a mut self, in_pause: InPause<'a>) -> Pending<'a, CutTimes>;
 
     /// Completes when every byte of the cut is in the folder and durable; the VM runs meanwhile.
     fn save(&mut self) -> Pending<'_, Saved>;

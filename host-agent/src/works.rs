@@ -122,6 +122,9 @@ impl Works {
     }
 
     async fn arm(&self, envelope: &Envelope) -> Result<(), Failure> {
+        let mut instance = self.living(Phase::Arm).await?;
+        let vm = instance.as_mut().ok_or_else(|| self.not_running(Phase::Arm))?;
+        vm.arm_cut().await.map_err(|error| hypervisor_failure(&error, Phase::Arm))?;
         if self.colours() {
             let mut guest = self.guest.lock().await;
             guest.set_strict(envelope.epoch).await.map_err(|error| error.during(Phase::Arm))?;
@@ -141,7 +144,7 @@ impl Works {
             guest.flip_send(envelope.epoch).await.map_err(guest_failure)?;
         }
         let send_flipped_ns = unix_ns();
-        let times = vm.cut().await.map_err(|error| hypervisor_failure(&error, Phase::Take))?;
+        let times = vm.cut(Box::new(|| {})).await.map_err(|error| hypervisor_failure(&error, Phase::Take))?;
         if self.colours() {
             guest.flip_receive(envelope.epoch).await.map_err(guest_failure)?;
         }

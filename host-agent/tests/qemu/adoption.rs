@@ -32,8 +32,11 @@ fn an_unfinished_cut_ends_with_its_agent() {
                 vm.prepare_cut(draft.folder()).await.unwrap();
                 match steps {
                     0 => {}
-                    1 => drop(tokio::time::timeout(std::time::Duration::from_millis(4), vm.cut()).await),
-                    _ => drop(vm.cut().await.unwrap()),
+                    1 => drop(
+                        tokio::time::timeout(std::time::Duration::from_millis(4), vm.cut(Box::new(|| {})))
+                            .await,
+                    ),
+                    _ => drop(vm.cut(Box::new(|| {})).await.unwrap()),
                 }
                 drop(vm);
                 let store = Store::open(&bench.path().join("state"), 0).unwrap();

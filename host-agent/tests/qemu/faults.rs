@@ -43,23 +43,25 @@ fn a_cut_can_be_discarded_at_any_point() {
                 discard(bench, &mut *vm, &draft, 1).await;
 
                 let draft = prepare(bench, &mut *vm).await;
-                vm.cut().await.unwrap();
+                vm.cut(Box::new(|| {})).await.unwrap();
                 discard(bench, &mut *vm, &draft, 2).await;
 
                 let draft = prepare(bench, &mut *vm).await;
-                vm.cut().await.unwrap();
+                vm.cut(Box::new(|| {})).await.unwrap();
                 drop(tokio::time::timeout(Duration::from_millis(1), vm.save()).await);
                 discard(bench, &mut *vm, &draft, 3).await;
 
                 let draft = prepare(bench, &mut *vm).await;
-                vm.cut().await.unwrap();
+                vm.cut(Box::new(|| {})).await.unwrap();
                 vm.save().await.unwrap();
                 vm.discard_cut().await.unwrap();
                 bench.store.abandon(&draft).unwrap();
 
                 for after_us in [0, 1000, 3000, 6000, 12_000] {
                     let draft = prepare(bench, &mut *vm).await;
-                    drop(tokio::time::timeout(Duration::from_micros(after_us), vm.cut()).await);
+                    drop(
+                        tokio::time::timeout(Duration::from_micros(after_us), vm.cut(Box::new(|| {}))).await,
+                    );
                     vm.discard_cut().await.unwrap();
                     bench.store.abandon(&draft).unwrap();
                     assert_eq!(vm.state().await.unwrap(), VmState::Running, "after {after_us} us");
@@ -77,7 +79,7 @@ fn qemu_may_die_while_it_saves() {
         Box::pin(async {
             let mut vm = bench.start().await;
             let draft = prepare(bench, &mut *vm).await;
-            vm.cut().await.unwrap();
+            vm.cut(Box::new(|| {})).await.unwrap();
             kill(bench.qemu_pid(), Signal::SIGKILL).unwrap();
             let error = vm.save().await.unwrap_err();
             assert!(matches!(error, HypervisorError::Gone { .. }), "{error}");
@@ -108,7 +110,7 @@ fn a_full_disk_ends_the_cut_and_not_the_vm() {
                 let refusal = bench.store.check_space(vm.space_needed()).unwrap_err();
                 assert!(matches!(refusal, StoreError::NoSpace { .. }), "{refusal}");
                 let draft = prepare(bench, &mut *vm).await;
-                let failed = match vm.cut().await {
+                let failed = match vm.cut(Box::new(|| {})).await {
                     Ok(_) => vm.save().await.map(drop),
                     Err(error) => Err(error),
                 };

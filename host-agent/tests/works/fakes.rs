@@ -7,7 +7,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use unasnap_host::definition::VmDefinition;
-use unasnap_host::hypervisor::{CutTimes, Hypervisor, HypervisorError, Pending, SavedVm, Vm, VmState};
+use unasnap_host::hypervisor::{
+    CutTimes, Hypervisor, HypervisorError, InPause, Pending, SavedVm, Vm, VmState,
+};
 use unasnap_host::store::manifest::{Accel, Facts, FileRole, RamWay, Saved, SavedFile};
 use unasnap_protocol::frame::{Decoder, MAX_GUEST_PAYLOAD};
 use unasnap_protocol::guest::{GuestReply, GuestRequest, ReplyHead, WordState};
@@ -114,6 +116,10 @@ impl Vm for FakeVm {
         &self.socket
     }
 
+    fn host_interfaces(&self) -> &[String] {
+        &[]
+    }
+
     fn state(&mut self) -> Pending<'_, VmState> {
         let state = if self.behaviour == Machine::Dead { VmState::Dead } else { VmState::Running };
         Box::pin(async move { Ok(state) })
@@ -129,8 +135,14 @@ impl Vm for FakeVm {
         Box::pin(async { Ok(()) })
     }
 
-    fn cut(&mut self) -> Pending<'_, CutTimes> {
+    fn arm_cut(&mut self) -> Pending<'_, ()> {
+        self.log.add("flush");
+        Box::pin(async { Ok(()) })
+    }
+
+    fn cut<'a>(&'a mut self, in_pause: InPause<'a>) -> Pending<'a, CutTimes> {
         self.log.add("cut");
+        in_pause();
         Box::pin(async {
             Ok(CutTimes { stopped_at: 10, instant: 20, resumed_at: 30, parts: vec![("stop", 1)] })
         })

@@ -93,6 +93,7 @@ async fn the_straddle_flips_send_before_and_receive_after_the_instant() {
         "CountOutside",
         "overlays",
         "word 6 6 on",
+        "flush",
         "SetStrict",
         "FlipSend",
         "cut",

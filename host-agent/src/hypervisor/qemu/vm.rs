@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 use unasnap_protocol::name::Name;
 
-use super::super::{CutTimes, HypervisorError, Pending, Vm, VmState};
+use super::super::{CutTimes, HypervisorError, InPause, Pending, Vm, VmState};
 use super::instance::{Instance, VmFolder};
 use super::process::Process;
 use super::qmp::Qmp;
@@ -105,14 +105,13 @@ impl QemuVm {
         ram::prepare(&self.qmp, self.way()).await
     }
 
-    async fn do_cut(&mut self) -> Result<CutTimes, HypervisorError> {
+    async fn do_cut(&mut self, in_pause: InPause<'_>) -> Result<CutTimes, HypervisorError> {
         let Stage::Prepared(target) = &self.stage else {
             return Err(self.wrong_state("cut", "prepare it first"));
         };
         let target = target.clone();
         self.stage = Stage::Cutting(target.clone());
-        self.flush_disks().await?;
-        let result = self.pause_and_fix(&target).await;
+        let result = self.pause_and_fix(&target, in_pause).await;
         match &result {
             Ok(_) => self.stage = Stage::Cut(target),
             // Which step failed does not matter: nothing may leave the VM standing.
@@ -122,14 +121,21 @@ impl QemuVm {
     }
 
     /// Stopping makes QEMU flush every disk. Done once before, that finds little left to write in the pause.
-    async fn flush_disks(&self) -> Result<(), HypervisorError> {
+    async fn do_arm(&self) -> Result<(), HypervisorError> {
+        if !matches!(self.stage, Stage::Prepared(_)) {
+            return Err(self.wrong_state("arm a cut", "prepare it first"));
+        }
         for chain in &self.instance.disks {
             sync(&self.folder.disks.join(&chain.active().file)).await?;
         }
         Ok(())
     }
 
-    async fn pause_and_fix(&mut self, target: &Path) -> Result<CutTimes, HypervisorError> {
+    async fn pause_and_fix(
+        &mut self,
+        target: &Path,
+        in_pause: InPause<'_>,
+    ) -> Result<CutTimes, HypervisorError> {
         let (vm, process) = (self.name.as_str(), self.process()?);
         let mut watch = Watch::start();
         let stopped_at = unix_ns();
@@ -140,6 +146,8 @@ impl QemuVm {
         ram::fix(&self.qmp, vm, self.way(), process, target).await?;
         watch.lap("ram");
         let instant = unix_ns();
+        in_pause();
+        watch.lap("flip");
         self.run_on().await?;
         watch.lap("resume");
         let resumed_at = unix_ns();
@@ -247,6 +255,10 @@ impl Vm for QemuVm {
         &self.folder.guest
     }
 
+    fn host_interfaces(&self) -> &[String] {
+        &self.instance.taps
+    }
+
     fn state(&mut self) -> Pending<'_, VmState> {
         Box::pin(self.ask_state())
     }
@@ -259,8 +271,12 @@ impl Vm for QemuVm {
         Box::pin(self.do_prepare(folder))
     }
 
-    fn cut(&mut self) -> Pending<'_, CutTimes> {
-        Box::pin(self.do_cut())
+    fn arm_cut(&mut self) -> Pending<'_, ()> {
+        Box::pin(self.do_arm())
+    }
+
+    fn cut<'a>(&'a mut self, in_pause: InPause<'a>) -> Pending<'a, CutTimes> {
+        Box::pin(self.do_cut(in_pause))
     }
 
     fn save(&mut self) -> Pending<'_, Saved> {
