@@ -6,19 +6,13 @@
 //!
 //! | module | what is in it |
 //! |---|---|
-//! | `lab` | the namespaces, and what runs in them |
-//! | `cluster` | configuration files, daemons, the operator's command |
-//! | `ring` | what the guests' consoles say |
+//! | `ring` | what the VMs run |
 //! | `course` | the course of the demo |
 //! | `control` | the control experiment: one TCP stream, cuts apart, with colouring and without |
-//! | `record` | what `unasnap --json` says, as far as it is used |
 //! | `report`, `timeline` | table, JSON, CSV, SVG |
 
-mod cluster;
 pub mod control;
 mod course;
-mod lab;
-mod record;
 mod report;
 mod ring;
 mod timeline;

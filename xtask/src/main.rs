@@ -12,6 +12,7 @@ mod build;
 mod demo;
 mod guest_image;
 mod interrupt;
+mod lab;
 mod layout;
 mod process;
 mod setup;

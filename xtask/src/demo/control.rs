@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::cluster::{Cluster, DEPLOYMENT, Scene};
-use super::course::{Talk, wait, wait_for_hosts, wait_for_vms};
-use super::lab::Lab;
-use super::record::{Restored, Taken};
-use super::ring::{self, Console};
+use super::ring;
 use crate::build::{self, Artifacts};
+use crate::lab::cluster::{Cluster, DEPLOYMENT, Scene};
+use crate::lab::console::Console;
+use crate::lab::namespaces::Lab;
+use crate::lab::record::{Restored, Taken};
+use crate::lab::waiting::{Talk, wait, wait_for_hosts, wait_for_vms};
 use crate::layout::Layout;
 use crate::setup;
 
@@ -91,7 +92,7 @@ fn experiment(layout: &Layout, artifacts: &Artifacts, coloured: bool, options: &
         late: Some((2, options.apart_ms + FIRST_PAUSE_MS)),
     };
     let folder = layout.target.join("control");
-    let talk = Talk::begin();
+    let talk = Talk::begin("control");
     let lab = Lab::new(2)?;
     let mut cluster = Cluster::create(&lab, artifacts, &folder, &scene)?;
     let mut consoles = cluster.consoles();

@@ -4,22 +4,18 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::Options;
-use super::cluster::{Cluster, DEPLOYMENT, Scene};
-use super::lab::Lab;
-use super::record::{Restored, Snapshot, Status, Taken};
 use super::report::{Outcome, Ring, Verdict};
-use super::ring::{self, Console};
+use super::ring;
 use crate::build::Artifacts;
+use crate::lab::cluster::{Cluster, DEPLOYMENT, Scene};
+use crate::lab::console::Console;
+use crate::lab::namespaces::Lab;
+use crate::lab::record::{Restored, Snapshot, Taken};
+use crate::lab::waiting::{Talk, wait_for_hosts, wait_for_vms};
 use crate::layout::Layout;
-
-/// For VMs to boot and their agents to answer; emulation on two busy cores is slow.
-const BOOT: Duration = Duration::from_secs(180);
-
-/// For killed daemons to find each other again.
-const RECONNECT: Duration = Duration::from_secs(60);
 
 /// A ring that passes no token for so long hangs. TCP's own retries are at most some seconds apart by then.
 const HANG: Duration = Duration::from_secs(45);
@@ -45,7 +41,7 @@ enum End {
 /// The demo could not be carried out. A ring that broke is no error but a verdict.
 pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<Outcome> {
     let folder = layout.target.join("demo");
-    let talk = Talk::begin();
+    let talk = Talk::begin("demo");
     talk.say(&format!("{} hosts and the coordinator as network namespaces", options.hosts));
     let lab = Lab::new(options.hosts)?;
     let scene = Scene {
@@ -129,49 +125,6 @@ fn steps(
             .collect(),
         idle_cpu_percent: idle_cpu_percent.unwrap_or_default(),
     })
-}
-
-/// Waits until every VM runs and, where packets are coloured, its guest agent answers.
-pub(super) fn wait_for_vms(cluster: &mut Cluster<'_>) -> Result<()> {
-    let scene = cluster.scene();
-    let ready = |vm: &super::record::Vm| {
-        vm.state.as_deref() == Some("running") && (!scene.coloured || vm.guest_agent == Some(true))
-    };
-    wait(BOOT, || {
-        cluster.check_daemons()?;
-        let Ok(status) = cluster.ask::<Status>(&["status"]) else {
-            return Ok(Some("the coordinator".into()));
-        };
-        let known: Vec<_> = status.vms.iter().filter(|vm| ready(vm)).map(|vm| vm.name.as_str()).collect();
-        let all = (1..=scene.vms()).map(|vm| format!("vm{vm}"));
-        let missing: Vec<_> = all.filter(|vm| !known.contains(&vm.as_str())).collect();
-        Ok((!missing.is_empty()).then(|| missing.join(", ")))
-    })
-    .context("waiting for the VMs")
-}
-
-/// Waits until every host that the coordinator knows is connected.
-pub(super) fn wait_for_hosts(cluster: &mut Cluster<'_>) -> Result<()> {
-    wait(RECONNECT, || {
-        cluster.check_daemons()?;
-        let Ok(status) = cluster.ask::<Status>(&["status"]) else {
-            return Ok(Some("the coordinator".into()));
-        };
-        let connected = |name: &str| status.hosts.iter().any(|host| host.connected && host.name == name);
-        let away: Vec<_> = cluster.host_names().filter(|name| !connected(name)).collect();
-        Ok((!away.is_empty()).then(|| away.join(", ")))
-    })
-    .context("waiting for the hosts to be connected again")
-}
-
-/// Waits until `missing` returns `None`; it names whom it waits for.
-pub(super) fn wait(limit: Duration, mut missing: impl FnMut() -> Result<Option<String>>) -> Result<()> {
-    let start = Instant::now();
-    while let Some(whom) = missing()? {
-        ensure!(start.elapsed() < limit, "no sign of {whom} within {} s", limit.as_secs());
-        std::thread::sleep(LOOK);
-    }
-    Ok(())
 }
 
 fn newest(consoles: &[Console]) -> u64 {
@@ -292,19 +245,4 @@ fn describe(snapshot: &Snapshot, token: u64) -> String {
         "snapshot {} near token {token}: longest pause {longest:.1} ms, skew {:.1} ms, all saved in {:.0} ms",
         snapshot.id, snapshot.skew_ms, snapshot.global_ms
     )
-}
-
-/// What the demo tells while it runs, on standard error.
-pub(super) struct Talk(Instant);
-
-impl Talk {
-    /// Begins to count the seconds.
-    pub fn begin() -> Self {
-        Self(Instant::now())
-    }
-
-    /// One line.
-    pub fn say(&self, what: &str) {
-        eprintln!("demo {:6.1} s  {what}", self.0.elapsed().as_secs_f64());
-    }
 }

@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
-use super::cluster::MEMORY_MB;
-use super::record::Snapshot;
 use super::timeline;
+use crate::lab::cluster::MEMORY_MB;
+use crate::lab::record::Snapshot;
 
 /// What became of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,7 +204,7 @@ pub fn write(folder: &Path, outcome: &Outcome) -> Result<()> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::demo::record::{Member, Phases};
+    use crate::lab::record::{Member, Phases};
 
     /// A snapshot of two VMs; times are milliseconds from its PREPARE.
     pub fn example() -> Snapshot {

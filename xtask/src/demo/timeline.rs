@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::record::{Member, Snapshot};
+use crate::lab::record::{Member, Snapshot};
 
 const LEFT: f64 = 90.0;
 const WIDTH: f64 = 820.0;

@@ -1,7 +1,7 @@
 //! Network namespaces in place of machines: one per host, one for the coordinator, one for the LAN between them.
 //!
 //! ```text
-//!   unasnap-demo-PID-h1                 ...-lan                  ...-coordinator
+//!   unasnap-lab-PID-h1                 ...-lan                  ...-coordinator
 //!   br0 (10.77.0.11) -- up0 ===veth=== port1  br0  port0 ===veth=== up0 (10.77.0.1)
 //!    |  taps of VMs (10.77.1.N)
 //! ```
@@ -23,7 +23,7 @@ use crate::interrupt::{self, OnInterrupt};
 use crate::process::{Group, output, run, text};
 
 /// Start of every namespace's name; the process id follows.
-const PREFIX: &str = "unasnap-demo-";
+const PREFIX: &str = "unasnap-lab-";
 
 const QUICK: Duration = Duration::from_secs(30);
 
@@ -49,7 +49,7 @@ impl Lab {
     /// Address of the coordinator.
     pub const COORDINATOR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
-    /// Makes the namespaces and connects them. Remains of demos that were killed are removed first.
+    /// Makes the namespaces and connects them. Remains of commands that were killed are removed first.
     ///
     /// # Errors
     /// `ip` is not allowed to.
@@ -185,13 +185,13 @@ fn remove(namespaces: &[Namespace]) {
     }
 }
 
-/// Removes namespaces of demos whose process is gone: those that were killed with SIGKILL.
+/// Removes namespaces of commands whose process is gone: those that were killed with SIGKILL.
 fn remove_remains() -> Result<()> {
     let list = text("ip netns list", Command::new("ip").args(["netns", "list"]), QUICK)?;
     let names = list.lines().filter_map(|line| line.split_whitespace().next());
     let remains: Vec<_> = names.filter(|name| owner(name).is_some_and(is_gone)).collect();
     if !remains.is_empty() {
-        eprintln!("demo: removing what a killed demo left: {}", remains.join(", "));
+        eprintln!("lab: removing what a killed command left: {}", remains.join(", "));
         remove(&remains.into_iter().map(|name| Namespace(name.to_owned())).collect::<Vec<_>>());
     }
     Ok(())
@@ -232,8 +232,8 @@ mod tests {
 
     #[test]
     fn only_our_namespaces_have_an_owner() {
-        assert_eq!(owner("unasnap-demo-123-h1"), Some(123));
-        assert_eq!(owner("unasnap-demo-x-h1"), None);
+        assert_eq!(owner("unasnap-lab-123-h1"), Some(123));
+        assert_eq!(owner("unasnap-lab-x-h1"), None);
         assert_eq!(owner("other-123"), None);
     }
 }

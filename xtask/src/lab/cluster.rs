@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 
-use super::lab::Lab;
-use super::ring::{self, Console};
+use super::console::{Console, address, encode};
+use super::namespaces::Lab;
 use crate::build::Artifacts;
 use crate::process::{Group, run, text};
 
@@ -133,8 +133,8 @@ impl<'a> Cluster<'a> {
     }
 
     fn definition(&self, vm: u32) -> String {
-        let run = ring::encode(&self.scene.commands[vm as usize - 1]);
-        let address = ring::address(vm);
+        let run = encode(&self.scene.commands[vm as usize - 1]);
+        let address = address(vm);
         // An emulated guest on a busy machine may miss the ticks by which the kernel checks its timer, and panics then.
         let append = format!(
             "console=ttyS0 quiet panic=1 no_timer_check unasnap.name={} unasnap.ip={address}/24 unasnap.run={run}",

@@ -1,4 +1,4 @@
-//! What `unasnap --json` prints, as far as the demo uses it. Times are unix nanoseconds.
+//! What `unasnap --json` prints, as far as it is used here. Times are unix nanoseconds.
 
 use serde::{Deserialize, Serialize};
 
