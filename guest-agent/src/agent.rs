@@ -9,15 +9,20 @@ use unasnap_protocol::guest::{
     WordState,
 };
 
-use crate::{announce, attach::Attached, check, hooks, interfaces, maps::Maps, outside, programs::Programs};
+use unasnap_loader::Installation;
+
+use crate::{
+    announce, hooks,
+    interfaces::{self, Choice},
+    outside,
+};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Everything that a request may touch.
 pub struct Agent {
-    programs: Programs,
-    attached: Attached,
-    maps: Maps,
+    installation: Installation,
+    choice: Choice,
     /// Highest incarnation seen.
     incarnation: u64,
     /// The straddle completed last. A repeated FlipReceive finds the word where it also stands after a
@@ -28,8 +33,8 @@ pub struct Agent {
 impl Agent {
     /// An agent that has seen no request yet.
     #[must_use]
-    pub fn new(programs: Programs, attached: Attached, maps: Maps) -> Self {
-        Self { programs, attached, maps, incarnation: 0, completed: None }
+    pub fn new(installation: Installation, choice: Choice) -> Self {
+        Self { installation, choice, incarnation: 0, completed: None }
     }
 
     /// Carries out one request. Never fails: what goes wrong is the reply.
@@ -48,7 +53,9 @@ impl Agent {
     fn carry_out(&mut self, request: GuestRequest) -> Result<GuestReply> {
         match request {
             GuestRequest::Identify(()) => Ok(GuestReply::Identity(self.identity()?)),
-            GuestRequest::CountOutside(()) => Ok(GuestReply::Outside(outside::count(&self.maps.members()?)?)),
+            GuestRequest::CountOutside(()) => {
+                Ok(GuestReply::Outside(outside::count(&self.installation.maps().members()?)?))
+            }
             GuestRequest::SetMembers(members) => self.set_members(&members),
             GuestRequest::SetWord(word) => self.set_word(word),
             GuestRequest::SetStrict(epoch) => Ok(self.change(|word| word.set_strict(epoch))),
@@ -58,9 +65,7 @@ impl Agent {
             }
             GuestRequest::FlipReceive(flip) => self.flip_receive(flip),
             GuestRequest::ReadCounters(()) => self.read_counters(),
-            GuestRequest::SelfCheck(()) => {
-                Ok(GuestReply::Health(check::problems(&mut self.programs, &self.attached, &self.maps)))
-            }
+            GuestRequest::SelfCheck(()) => Ok(GuestReply::Health(self.problems())),
             GuestRequest::StartHooks(hooks) => self.start_hooks(&hooks),
         }
     }
@@ -75,14 +80,23 @@ impl Agent {
                 .trim_end()
                 .to_owned(),
             hostname: system.nodename().to_string_lossy().into_owned(),
-            interfaces: interfaces::describe(&self.attached.interfaces)?,
-            attach: self.attached.kind,
-            word: unpack(self.maps.word.load()),
+            interfaces: interfaces::describe(&self.installation.interfaces())?,
+            attach: self.installation.kind(),
+            word: unpack(self.installation.maps().word.load()),
         })
     }
 
+    /// A network card may have been plugged in since the last time.
+    fn problems(&mut self) -> Vec<String> {
+        let followed = self.choice.interfaces().and_then(|present| self.installation.follow(&present));
+        let mut problems: Vec<String> =
+            followed.err().map(|error| format!("{error:#}")).into_iter().collect();
+        problems.extend(self.installation.problems());
+        problems
+    }
+
     fn set_members(&mut self, members: &SetMembers) -> Result<GuestReply> {
-        self.maps.set_members(members)?;
+        self.installation.set_members(members)?;
         info!("{} member prefixes", members.prefixes.len());
         Ok(GuestReply::Done(()))
     }
@@ -91,7 +105,7 @@ impl Agent {
         check_epoch(word.send)?;
         check_epoch(word.receive)?;
         self.completed = None;
-        self.maps.set_word(StateWord::new(word.send, word.receive, word.colouring, word.strict))?;
+        self.installation.set_word(StateWord::new(word.send, word.receive, word.colouring, word.strict))?;
         Ok(GuestReply::Word(word))
     }
 
@@ -109,14 +123,14 @@ impl Agent {
     }
 
     fn change(&self, transition: impl Fn(StateWord) -> Result<StateWord, Late>) -> GuestReply {
-        match self.maps.word.change(transition) {
+        match self.installation.maps().word.change(transition) {
             Ok(word) => GuestReply::Word(unpack(word)),
             Err(Late { found }) => GuestReply::Late(unpack(found)),
         }
     }
 
     fn read_counters(&self) -> Result<GuestReply> {
-        let counters = self.maps.counters()?;
+        let counters = self.installation.maps().counters()?;
         Ok(GuestReply::Counters(
             counters.into_iter().map(|(counter, value)| (counter.name().to_owned(), value)).collect(),
         ))
@@ -125,7 +139,7 @@ impl Agent {
     /// Tries everything, whatever fails, and names what did.
     fn start_hooks(&self, start: &StartHooks) -> Result<GuestReply> {
         let mut outcomes = vec![hooks::step_wall_clock(start.unix_ns), hooks::add_entropy(start.entropy)];
-        let interfaces = interfaces::describe(&self.attached.interfaces)?;
+        let interfaces = interfaces::describe(&self.installation.interfaces())?;
         outcomes.extend(interfaces.iter().map(announce::announce));
         let failures: Vec<String> =
             outcomes.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();

@@ -10,14 +10,39 @@ const SYS_NET: &str = "/sys/class/net";
 /// `ARPHRD_ETHER` of the kernel, as `/sys/class/net/*/type` shows it.
 const ETHERNET: &str = "1";
 
+/// Which interfaces the programs hang on.
+#[derive(Debug, Clone)]
+pub enum Choice {
+    /// Every network card, those that are plugged in later included.
+    EveryCard,
+    /// These.
+    Named(Vec<String>),
+}
+
+impl Choice {
+    /// Those that were named; every card if none was.
+    #[must_use]
+    pub fn new(named: Vec<String>) -> Self {
+        if named.is_empty() { Self::EveryCard } else { Self::Named(named) }
+    }
+
+    /// The interfaces as they are now.
+    ///
+    /// # Errors
+    /// There is no card, or sysfs cannot be read.
+    pub fn interfaces(&self) -> Result<Vec<String>> {
+        match self {
+            Self::EveryCard => nics(),
+            Self::Named(names) => Ok(names.clone()),
+        }
+    }
+}
+
 /// The interfaces to attach to when nobody names them: every Ethernet interface with a device behind it.
 ///
 /// Bridges, VLAN interfaces and the like are left out. A frame passes through the NIC below them too, and
 /// judged a second time it would look uncoloured, since the first time took its colour off.
-///
-/// # Errors
-/// There is none, or sysfs cannot be read.
-pub fn nics() -> Result<Vec<String>> {
+fn nics() -> Result<Vec<String>> {
     let entries =
         fs::read_dir(SYS_NET).with_context(|| format!("cannot list {SYS_NET}: is sysfs mounted?"))?;
     let mut names = Vec::new();

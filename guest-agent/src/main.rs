@@ -3,20 +3,15 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
+use aya_log::EbpfLogger;
 use clap::{Parser, Subcommand};
 use log::{info, warn};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-use unasnap_guest::{
-    agent::Agent,
-    attach, interfaces, log as lines,
-    maps::Maps,
-    pins::Pins,
-    programs::{ProgramLog, Programs},
-    serve,
-};
+use unasnap_guest::{agent::Agent, interfaces::Choice, log as lines, serve};
+use unasnap_loader::{Installation, Pins, Side, Site, attach, maps::Maps};
 
 /// Colours and filters this guest's packets for consistent global snapshots.
 #[derive(Parser)]
@@ -63,37 +58,33 @@ fn run(command: Command) -> Result<()> {
             let mut agent = start(interfaces, ebpf_log)?;
             serve::serve(&mut agent, port.as_deref())
         }
-        Command::Detach => attach::detach_everything(),
+        Command::Detach => attach::detach_guest(),
         Command::Counters => print_counters(),
     }
 }
 
 fn start(named: Vec<String>, ebpf_log: bool) -> Result<Agent> {
-    let interfaces = if named.is_empty() { interfaces::nics()? } else { named };
-    let pins = Pins::prepare()?;
-    pins.discard_foreign_maps();
-    let mut programs = Programs::load(pins, ebpf_log)?;
-    // Before the programs meet their first packet: opening the maps fills in what they are to read.
-    let maps = Maps::open(pins)?;
-    let attached = attach::attach(&mut programs, pins, interfaces)?;
+    let choice = Choice::new(named);
+    let site = Site::new(Side::Guest, Pins::of_guest());
+    let mut installation = Installation::install(&site, &choice.interfaces()?, ebpf_log)?;
     if ebpf_log {
-        let log = programs.log()?;
+        let log = installation.log(lines::StderrLog)?;
         std::thread::spawn(move || follow(log));
     }
     give_back_memory();
     take_precedence();
-    info!("the state word is {:?}", maps.word.load());
-    Ok(Agent::new(programs, attached, maps))
+    info!("the state word is {:?}", installation.maps().word.load());
+    Ok(Agent::new(installation, choice))
 }
 
 fn print_counters() -> Result<()> {
-    for (counter, value) in Maps::open(Pins)?.counters()? {
+    for (counter, value) in Maps::open(&Pins::of_guest())?.counters()? {
         println!("{} {value}", counter.name());
     }
     Ok(())
 }
 
-fn follow(mut log: ProgramLog) {
+fn follow(mut log: EbpfLogger<lines::StderrLog>) {
     use std::os::fd::AsFd as _;
     loop {
         let mut polled = [PollFd::new(log.as_fd(), PollFlags::POLLIN)];

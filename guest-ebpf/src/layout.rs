@@ -7,8 +7,13 @@ pub const EGRESS: &str = "unasnap_egress";
 /// Name of the ingress program.
 pub const INGRESS: &str = "unasnap_ingress";
 
-/// Array of one `u64`, the [`StateWord`](crate::StateWord); can be mapped into user space.
+/// Array of two `u64` that can be mapped into user space: the [`StateWord`](crate::StateWord) and, beside it, the
+/// nonce by which a host recognises the word in the guest's RAM.
 pub const STATE: &str = "STATE";
+/// Place of the word.
+pub const STATE_WORD: u32 = 0;
+/// Place of the nonce.
+pub const STATE_NONCE: u32 = 1;
 /// Array of one [`Config`].
 pub const CONFIG: &str = "CONFIG";
 /// LPM trie of IPv4 prefixes; the values mean nothing.
@@ -43,7 +48,7 @@ const fn shape(name: &'static str, key_bytes: u32, value_bytes: u32, entries: u3
 
 /// All maps.
 pub const MAPS: [MapShape; 6] = [
-    shape(STATE, 4, 8, 1),
+    shape(STATE, 4, 8, 2),
     shape(CONFIG, 4, size_of::<Config>() as u32, 1),
     shape(MEMBERS4, 4 + 4, 1, MAX_PREFIXES),
     shape(MEMBERS6, 4 + 16, 1, MAX_PREFIXES),

@@ -14,9 +14,11 @@
 //!  anything ---------> {e,e,on} --------------> {e,e,on,strict} ------> {e+1,e,on,strict} ------> {e+1,e+1,on}
 //!                          \______________________\_________________________/
 //!                               self_advanced: {r+1,r+1}, not strict, colouring as it was
+//!
+//!                                       {e,e,on,strict} ---- flip(e, e+1), while the VM stands still ----> {e+1,e+1,on}
 //! ```
 //!
-//! `flip_receive` clears strict: strictness protects a snapshot that is still to be taken, and a member
+//! The receive flip clears strict: strictness protects a snapshot that is still to be taken, and a member
 //! that has cut has nothing left to protect (invariant I1 speaks only of packets received *before* the
 //! receiver's own cut).
 
@@ -170,6 +172,19 @@ impl StateWord {
         }
     }
 
+    /// The atomic cut: both halves at once while the VM stands still; clears strict.
+    ///
+    /// # Errors
+    /// [`Late`] unless the word is just what ARM left: both halves at `from`, colouring and strict. So is a
+    /// repetition, for the reason that [`flip_receive`](Self::flip_receive) gives.
+    pub const fn flip(self, from: u32, to: u32) -> Result<Self, Late> {
+        if self.0 == Self::new(from, from, true, true).0 {
+            Ok(Self::new(to, to, true, false))
+        } else {
+            Err(Late { found: self })
+        }
+    }
+
     /// What the programs put in place after dropping for longer than the lease: both halves at the epoch
     /// after the receive epoch and nothing filtered. Colouring stays as it was, for a strict peer would
     /// drop uncoloured packets.
@@ -235,6 +250,7 @@ mod tests {
         let straddling = armed.flip_send(4, 5).unwrap();
         assert_eq!(straddling, StateWord::new(5, 4, true, true));
         assert_eq!(straddling.flip_receive(4, 5), Ok(StateWord::new(5, 5, true, false)));
+        assert_eq!(armed.flip(4, 5), straddling.flip_receive(4, 5), "the atomic cut leads to the same place");
     }
 
     #[test]
@@ -258,6 +274,7 @@ mod tests {
             assert_eq!(word.set_strict(4).is_ok(), both_at_4, "{word:?}");
             assert_eq!(word.flip_send(4, 5).is_ok(), both_at_4 || (half_way && word.colouring()), "{word:?}");
             assert_eq!(word.flip_receive(4, 5).is_ok(), half_way, "{word:?}");
+            assert_eq!(word.flip(4, 5).is_ok(), both_at_4 && word.strict(), "{word:?}");
             if let Err(late) = word.flip_receive(4, 5) {
                 assert_eq!(late.found, word);
             }

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 const LONGEST_FILE: usize = 500;
 
 /// Folder of each package of ours and the packages of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("protocol", &[]),
     ("protocol/channel", &["unasnap-protocol"]),
     ("guest-ebpf", &[]),
-    ("guest-agent", &["unasnap-protocol", "unasnap-guest-ebpf"]),
-    ("host-agent", &["unasnap-protocol", "unasnap-channel"]),
+    ("guest-ebpf/loader", &["unasnap-protocol", "unasnap-guest-ebpf"]),
+    ("guest-agent", &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader"]),
+    ("host-agent", &["unasnap-protocol", "unasnap-channel", "unasnap-guest-ebpf", "unasnap-loader"]),
     ("coordinator", &["unasnap-protocol", "unasnap-channel"]),
     ("xtask", &["unasnap-tests"]),
     ("tests", &["unasnap-protocol", "unasnap-channel"]),
@@ -35,7 +36,7 @@ const IMPURE: [&str; 9] = [
 
 /// Where `unsafe` may stand: where the kernel's ABI needs it.
 const UNSAFE: [&str; 5] =
-    ["guest-ebpf/src", "guest-agent", "host-agent/src/hypervisor", "xtask/src", "tests/src"];
+    ["guest-ebpf", "guest-agent", "host-agent/src/hypervisor", "xtask/src", "tests/src"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

@@ -106,7 +106,7 @@ impl Bench {
         let mut command = agent_command();
         command.args(["run", "--interface", GUEST_INTERFACE, "--port"]).arg(port).args(arguments).stderr(log);
         if self.attach == Attach::Clsact {
-            command.env("UNASNAP_GUEST_ATTACH", "clsact");
+            command.env("UNASNAP_ATTACH", "clsact");
         }
         self.agent = Some(command.spawn().unwrap());
         self.listener.set_nonblocking(true).unwrap();
@@ -138,6 +138,17 @@ impl Bench {
 
     pub fn agent_id(&self) -> u32 {
         self.agent.as_ref().expect("the agent runs").id()
+    }
+
+    /// Takes the guest's card away.
+    pub fn unplug(&self) {
+        run(&format!("ip link delete {GUEST_INTERFACE}"));
+    }
+
+    /// Takes the guest's card away and gives it one like it.
+    pub fn replug(&self) {
+        self.unplug();
+        wire_up(&self.peer);
     }
 
     /// What the running agent wrote to stderr.
@@ -273,7 +284,7 @@ fn written(mac: [u8; 6]) -> String {
 }
 
 /// Pins of one test are not seen by another.
-fn own_bpf_file_system() {
+pub fn own_bpf_file_system() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();

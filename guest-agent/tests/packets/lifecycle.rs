@@ -108,7 +108,7 @@ fn counters_can_be_read_without_the_agent() {
     bench.command("detach");
     let output = bench.command("counters");
     assert!(!output.status.success());
-    assert!(String::from_utf8(output.stderr).unwrap().contains("is unasnap-guest running?"));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("is its agent running?"));
 }
 
 #[test]

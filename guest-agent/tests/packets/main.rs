@@ -12,4 +12,6 @@ mod frames;
 mod ingress;
 mod lifecycle;
 mod net;
+mod places;
 mod self_advance;
+mod tap;

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use unasnap_guest_ebpf::{CodePoints, Counter, layout};
 
 #[map]
-pub static STATE: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
+pub static STATE: Array<u64> = Array::pinned(2, BPF_F_MMAPABLE);
 
 #[map]
 pub static FIRST_DROP: Array<u64> = Array::pinned(1, 0);

@@ -4,14 +4,17 @@ use core::arch::asm;
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::TcContext};
 use aya_log_ebpf::info;
-use unasnap_guest_ebpf::{Counter, StateWord, layout::DropStamp};
+use unasnap_guest_ebpf::{
+    Counter, StateWord,
+    layout::{DropStamp, STATE_WORD},
+};
 
 use crate::maps::{FIRST_DROP, STATE, count, future_lease_ns};
 
 /// The word; {0, 0, off} where there is none, which lets every packet through that an idle member would.
 #[inline(always)]
 pub fn load() -> StateWord {
-    match STATE.get_ptr(0) {
+    match STATE.get_ptr(STATE_WORD) {
         // SAFETY: the pointer is to an aligned u64 of the map; a volatile load is one 64-bit load.
         Some(bits) => StateWord::from_bits(unsafe { bits.read_volatile() }),
         None => StateWord::default(),
@@ -44,7 +47,7 @@ pub fn dropped(ctx: &TcContext, word: StateWord) {
 /// One compare-and-swap; `false` when the word is no longer the one that dropped the packet.
 #[inline(always)]
 fn advance(word: StateWord) -> bool {
-    let Some(bits) = STATE.get_ptr_mut(0) else { return false };
+    let Some(bits) = STATE.get_ptr_mut(STATE_WORD) else { return false };
     // SAFETY: an aligned u64 of the map.
     let found = unsafe { compare_and_swap(bits, word.bits(), word.self_advanced().bits()) };
     found == word.bits()

@@ -5,7 +5,7 @@ use unasnap_guest_ebpf::{CodePoints, Egress, egress};
 use unasnap_protocol::guest::Prefix;
 
 use crate::{
-    attach::{self, Attached},
+    attach::Attached,
     maps::Maps,
     programs::{Hook, Programs},
 };
@@ -14,9 +14,6 @@ use crate::{
 const GOES_ON: i32 = -1;
 
 /// Problems in words; none means healthy.
-///
-/// One made-up packet runs through the egress program and shows up in its counters; it reaches no network.
-#[must_use]
 pub fn problems(programs: &mut Programs, attached: &Attached, maps: &Maps) -> Vec<String> {
     let mut problems = Vec::new();
     let mut note = |what: String, outcome: Result<()>| {
@@ -24,9 +21,9 @@ pub fn problems(programs: &mut Programs, attached: &Attached, maps: &Maps) -> Ve
             problems.push(format!("{what}: {error:#}"));
         }
     };
-    for interface in &attached.interfaces {
+    for interface in attached.names() {
         for hook in Hook::ALL {
-            let outcome = attach::verify(programs, attached.kind, interface, hook);
+            let outcome = attached.verify(programs, &interface, hook);
             note(format!("the {} program does not hang on {interface}", hook.name()), outcome);
         }
     }

@@ -6,9 +6,10 @@ use aya::{
     programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions},
 };
 use aya_log::EbpfLogger;
+use log::Log;
 use unasnap_guest_ebpf::layout;
 
-use crate::{log::StderrLog, pins::Pins};
+use crate::{attach::Side, pins::Pins};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/unasnap-tc"));
 
@@ -19,12 +20,12 @@ const VERBOSE: u8 = aya_log::Level::Debug as u8;
 const LOG_MAP: &str = "AYA_LOGS";
 const PAGE_BYTES: u32 = 4096;
 
-/// One of the two places where a packet meets a program.
+/// One of the two places where a packet meets a program, as the VM sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// Packets that leave the guest.
+    /// Packets that leave the VM.
     Egress,
-    /// Packets that come to the guest.
+    /// Packets that come to the VM.
     Ingress,
 }
 
@@ -50,18 +51,15 @@ impl Hook {
         }
     }
 
-    /// The same in aya's words.
+    /// The hook of the interface: on a tap, what leaves the VM comes in.
     #[must_use]
-    pub fn attach_type(self) -> TcAttachType {
-        match self {
-            Self::Egress => TcAttachType::Egress,
-            Self::Ingress => TcAttachType::Ingress,
+    pub fn attach_type(self, side: Side) -> TcAttachType {
+        match (self, side) {
+            (Self::Egress, Side::Guest) | (Self::Ingress, Side::Tap) => TcAttachType::Egress,
+            (Self::Ingress, Side::Guest) | (Self::Egress, Side::Tap) => TcAttachType::Ingress,
         }
     }
 }
-
-/// Reads what the programs log.
-pub type ProgramLog = EbpfLogger<StderrLog>;
 
 /// Both programs, in the kernel.
 pub struct Programs {
@@ -73,7 +71,7 @@ impl Programs {
     ///
     /// # Errors
     /// The kernel refuses a program or a map (not root, or older than Linux 5.12).
-    pub fn load(pins: Pins, logging: bool) -> Result<Self> {
+    pub fn load(pins: &Pins, logging: bool) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         let level = if logging { VERBOSE } else { SILENT };
         loader.btf(None).default_map_pin_directory(pins.directory());
@@ -101,12 +99,12 @@ impl Programs {
         Ok(program.try_into()?)
     }
 
-    /// What the programs log from now on.
+    /// What the programs log from now on, as lines of `logger`.
     ///
     /// # Errors
-    /// The log's map cannot be opened.
-    pub fn log(&mut self) -> Result<ProgramLog> {
-        Ok(EbpfLogger::init_with_logger(&mut self.object, StderrLog)?)
+    /// The programs were loaded without logging.
+    pub fn log<L: Log + 'static>(&mut self, logger: L) -> Result<EbpfLogger<L>> {
+        Ok(EbpfLogger::init_with_logger(&mut self.object, logger)?)
     }
 
     /// Runs a program on `frame`: what it answers, and the frame as it is afterwards.

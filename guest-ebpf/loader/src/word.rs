@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use unasnap_guest_ebpf::{Late, StateWord};
+use unasnap_guest_ebpf::{
+    Late, StateWord,
+    layout::{STATE_NONCE, STATE_WORD},
+};
 
 /// The kernel rounds an array that can be mapped up to whole pages.
 const MAPPED_BYTES: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
@@ -35,15 +38,26 @@ impl MappedWord {
         Ok(Self { page })
     }
 
+    /// Where this process has the page mapped: the word stands at its start, the nonce in the next eight bytes.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.page.as_ptr() as usize
+    }
+
+    /// Puts a nonce beside the word, by which a host recognises it in the guest's RAM.
+    pub fn set_nonce(&self, nonce: u64) {
+        self.cell(STATE_NONCE).store(nonce, Ordering::SeqCst);
+    }
+
     /// The word as it stands.
     #[must_use]
     pub fn load(&self) -> StateWord {
-        StateWord::from_bits(self.bits().load(Ordering::SeqCst))
+        StateWord::from_bits(self.cell(STATE_WORD).load(Ordering::SeqCst))
     }
 
     /// Puts `word` there, whatever there was.
     pub fn store(&self, word: StateWord) {
-        self.bits().store(word.bits(), Ordering::SeqCst);
+        self.cell(STATE_WORD).store(word.bits(), Ordering::SeqCst);
     }
 
     /// Applies a transition to the word as it stands, again from the start if the programs changed it in
@@ -58,8 +72,12 @@ impl MappedWord {
         let mut found = self.load();
         loop {
             let wanted = transition(found)?;
-            let swapped =
-                self.bits().compare_exchange(found.bits(), wanted.bits(), Ordering::SeqCst, Ordering::SeqCst);
+            let swapped = self.cell(STATE_WORD).compare_exchange(
+                found.bits(),
+                wanted.bits(),
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
             match swapped {
                 Ok(_) => return Ok(wanted),
                 Err(bits) => found = StateWord::from_bits(bits),
@@ -67,12 +85,17 @@ impl MappedWord {
         }
     }
 
-    fn bits(&self) -> &AtomicU64 {
-        // SAFETY: the page is mapped for as long as `self` lives, page-aligned, and everybody who shares
-        // it changes the word by single 64-bit stores.
-        unsafe { self.page.cast::<AtomicU64>().as_ref() }
+    fn cell(&self, place: u32) -> &AtomicU64 {
+        // SAFETY: the page is mapped for as long as `self` lives, page-aligned, longer than both places, and
+        // everybody who shares it changes it by single 64-bit stores.
+        unsafe { self.page.cast::<AtomicU64>().add(place as usize).as_ref() }
     }
 }
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is only reached through atomics.
+unsafe impl Send for MappedWord {}
+// SAFETY: as above.
+unsafe impl Sync for MappedWord {}
 
 impl Drop for MappedWord {
     fn drop(&mut self) {

@@ -27,7 +27,8 @@ fn main() {
 
 fn build() -> Result<()> {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo sets CARGO_MANIFEST_DIR")?);
-    let workspace = manifest.parent().context("this package lies in the workspace's directory")?;
+    let programs = manifest.parent().context("this package lies in the programs' directory")?;
+    let workspace = programs.parent().context("the programs' directory lies in the workspace's")?;
     put_tools_first(workspace)?;
     if !runs("bpf-linker", &["--version"]) {
         bail!(MISSING);
@@ -38,7 +39,6 @@ fn build() -> Result<()> {
     }
     // Every line of the inner cargo would be shown as a warning.
     set("CARGO_TERM_QUIET", "true");
-    let programs = workspace.join("guest-ebpf");
     let package = Package {
         name: "unasnap-guest-ebpf",
         root_dir: programs.to_str().context("the workspace's path is not UTF-8")?,

@@ -42,7 +42,7 @@ impl Maps {
     ///
     /// # Errors
     /// A pin is missing or of another kind.
-    pub fn open(pins: Pins) -> Result<Self> {
+    pub fn open(pins: &Pins) -> Result<Self> {
         let mut maps = Self {
             word: MappedWord::new(data(pins, layout::STATE)?.fd())?,
             state: Array::try_from(open(pins, layout::STATE)?)?,
@@ -63,7 +63,7 @@ impl Maps {
     /// # Errors
     /// The system call fails.
     pub fn word_by_syscall(&self) -> Result<StateWord> {
-        Ok(StateWord::from_bits(self.state.get(&0, 0)?))
+        Ok(StateWord::from_bits(self.state.get(&layout::STATE_WORD, 0)?))
     }
 
     /// Sets the word whatever it was, and forgets when the first packet was dropped: the lease counts
@@ -128,14 +128,14 @@ impl Maps {
     }
 }
 
-fn open(pins: Pins, name: &str) -> Result<Map> {
+fn open(pins: &Pins, name: &str) -> Result<Map> {
     Ok(Map::from_map_data(data(pins, name)?)?)
 }
 
-fn data(pins: Pins, name: &str) -> Result<MapData> {
+fn data(pins: &Pins, name: &str) -> Result<MapData> {
     let path = pins.map(name);
     MapData::from_pin(&path)
-        .with_context(|| format!("cannot open the map {}: is unasnap-guest running?", path.display()))
+        .with_context(|| format!("cannot open the map {}: is its agent running?", path.display()))
 }
 
 fn prefix_length(length: u32) -> u8 {
