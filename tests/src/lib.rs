@@ -3,10 +3,12 @@
 //! - [`ring`]: the published RCPBT. A numbered token goes round a ring of nodes over persistent TCP.
 //! - [`stream`]: one busy request/response TCP stream, every byte checked. It is the control experiment: without
 //!   colouring a restored stream hangs for ever, and this program shows that as no progress.
+//! - [`bank`]: every member pays every other over TCP and UDP, and an offline proof that a restored snapshot was consistent.
 //! - [`disk`]: a number on a disk that must follow the one in RAM.
 //!
 //! None has an application time-out or reconnects: a broken TCP connection must be seen, not healed.
 
+pub mod bank;
 pub mod disk;
 pub mod meter;
 pub mod net;

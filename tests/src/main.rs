@@ -1,12 +1,19 @@
 //! `unasnap-ring`: the workloads that run inside member VMs.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use serde_json::json;
+use unasnap_tests::bank::book::State;
+use unasnap_tests::bank::check::check;
+use unasnap_tests::bank::control::{self, Request};
+use unasnap_tests::bank::member;
 use unasnap_tests::meter::announce;
 use unasnap_tests::ring::{manager, node};
 use unasnap_tests::{disk, stream};
@@ -57,6 +64,15 @@ enum Command {
     /// One busy TCP stream with every byte checked
     #[command(subcommand)]
     Stream(Stream),
+    /// Every member pays every other
+    #[command(subcommand)]
+    Bank(Bank),
+    /// Prove from the banks' states that a restored snapshot was consistent, or say where it was not
+    Check {
+        /// Files as `bank ask ADDRESS state` prints them, one of each member
+        #[arg(required = true)]
+        states: Vec<PathBuf>,
+    },
     /// Count on a disk and check that it holds what was written
     Disk {
         /// File or whole disk; its first 4096 bytes are overwritten
@@ -84,6 +100,32 @@ enum Stream {
     },
 }
 
+#[derive(Subcommand)]
+enum Bank {
+    /// Send and receive for ever
+    Run {
+        /// This member's number, from 1
+        #[arg(long)]
+        member: u32,
+        /// Where all members listen, in the order of their numbers
+        #[arg(long, value_delimiter = ',', required = true)]
+        members: Vec<SocketAddr>,
+        /// Address to answer requests at
+        #[arg(long)]
+        control: SocketAddr,
+        /// Between two transfers on a connection, and between two rounds of datagrams, in microseconds
+        #[arg(long, default_value_t = 4000)]
+        pause_us: u64,
+    },
+    /// Ask a member and print its state as JSON
+    Ask {
+        /// Where the member answers requests
+        member: SocketAddr,
+        /// What it is to do
+        request: Request,
+    },
+}
+
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     let (tag, who) = match &command {
@@ -92,6 +134,9 @@ fn main() -> ExitCode {
         Command::Stream(Stream::Serve { .. }) => ("STREAM-FAILED", "serve".to_owned()),
         Command::Stream(Stream::Run { .. }) => ("STREAM-FAILED", "run".to_owned()),
         Command::Disk { path } => ("DISK-FAILED", path.display().to_string()),
+        Command::Bank(Bank::Run { member, .. }) => ("BANK-FAILED", member.to_string()),
+        Command::Bank(Bank::Ask { member, .. }) => ("BANK-FAILED", member.to_string()),
+        Command::Check { .. } => ("CHECK-FAILED", "check".to_owned()),
     };
     match execute(command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -115,7 +160,30 @@ fn execute(command: Command) -> Result<()> {
         Command::Stream(Stream::Serve { listen }) => stream::serve(&bind(listen)?)?,
         Command::Disk { path } => disk::count(&disk::open(&path)?)?,
         Command::Stream(Stream::Run { connect, block }) => stream::run(connect, block)?,
+        Command::Bank(Bank::Run { member, members, control, pause_us }) => {
+            let pause = Duration::from_micros(pause_us);
+            member::run(&member::MemberConfig { member, members, control, pause })?;
+        }
+        Command::Bank(Bank::Ask { member, request }) => {
+            let state = control::ask(member, request)?;
+            println!("{}", serde_json::to_string(&state).context("encoding the state")?);
+        }
+        Command::Check { states } => check_files(&states)?,
     }
+    Ok(())
+}
+
+/// Prints what the check found; a violation is a failure.
+fn check_files(files: &[PathBuf]) -> Result<()> {
+    let read = |path: &PathBuf| -> Result<State> {
+        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        serde_json::from_reader(BufReader::new(file)).with_context(|| format!("reading {}", path.display()))
+    };
+    let states = files.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let verdict = check(&states)?;
+    println!("{}", serde_json::to_string(&verdict).context("encoding the verdict")?);
+    let found: Vec<_> = verdict.violations.iter().map(ToString::to_string).collect();
+    ensure!(found.is_empty(), "{}", found.join("; "));
     Ok(())
 }
 
