@@ -87,10 +87,14 @@ fn ms(ns: u64) -> f64 {
 
 /// Prints `TAG {json}` on stdout as one write, so that lines of two threads never mix on a console.
 pub fn announce(tag: &str, value: &Value) {
-    let line = format!("{tag} {value}\n");
+    print_line(&format!("{tag} {value}"));
+}
+
+/// Prints a line as one write.
+pub(crate) fn print_line(line: &str) {
     let mut out = std::io::stdout().lock();
     // A closed console is no reason to stop the workload: the ring must go on whoever listens.
-    let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+    let _ = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());
 }
 
 /// A thread that prints a line at intervals until it is dropped; the drop prints a last one.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LONGEST_FILE: usize = 500;
 
 /// Folder of each package of ours and the packages of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("protocol", &[]),
     ("protocol/channel", &["unasnap-protocol"]),
     ("guest-ebpf", &[]),
@@ -17,6 +17,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("guest-agent", &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader"]),
     ("host-agent", &["unasnap-protocol", "unasnap-channel", "unasnap-guest-ebpf", "unasnap-loader"]),
     ("coordinator", &["unasnap-protocol", "unasnap-channel"]),
+    ("bench", &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader", "unasnap-tests"]),
     ("xtask", &["unasnap-tests"]),
     ("tests", &["unasnap-protocol", "unasnap-channel"]),
 ];
@@ -35,8 +36,8 @@ const IMPURE: [&str; 9] = [
 ];
 
 /// Where `unsafe` may stand: where the kernel's ABI needs it.
-const UNSAFE: [&str; 5] =
-    ["guest-ebpf", "guest-agent", "host-agent/src/hypervisor", "xtask/src", "tests/src"];
+const UNSAFE: [&str; 6] =
+    ["guest-ebpf", "guest-agent", "host-agent/src/hypervisor", "bench/src", "xtask/src", "tests/src"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

@@ -20,6 +20,9 @@ const HOST: [(&str, &str); 2] = [("unasnap", "unasnap"), ("unasnap-host", "unasn
 /// Packages and programs that run in guests: static, because an initramfs has no libraries.
 const GUEST: [(&str, &str); 2] = [("unasnap-guest", "unasnap-guest"), ("unasnap-tests", "unasnap-ring")];
 
+/// What measures; built for the benchmark only.
+const MEASURING: [(&str, &str); 1] = [("unasnap-bench", "unasnap-bench")];
+
 /// What VM tests and the demo need.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
@@ -53,6 +56,16 @@ pub fn build(layout: &Layout) -> Result<Artifacts> {
     }
     guest_image::write(layout, &artifacts)?;
     Ok(artifacts)
+}
+
+/// Builds the program that measures what needs no cluster, and returns its path.
+///
+/// # Errors
+/// As [`build`].
+pub fn measuring_program(layout: &Layout) -> Result<PathBuf> {
+    setup::check(layout)?;
+    compile(layout, &MEASURING, None)?;
+    Ok(layout.target.join("release").join(MEASURING[0].1))
 }
 
 fn guest_output(layout: &Layout) -> PathBuf {

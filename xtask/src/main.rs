@@ -5,9 +5,11 @@
 //! build   release programs, static guest programs, the guests' initramfs
 //! demo    snapshot a running ring on real VMs, kill everything, restore, finish
 //! control show what cuts do to a TCP stream without colouring, and with it
+//! bench   what it costs, against every alternative
 //! test    every check there is
 //! ```
 
+mod bench;
 mod build;
 mod demo;
 mod guest_image;
@@ -46,6 +48,8 @@ enum Command {
     Demo(demo::Options),
     /// Show that a stream restored from cuts apart hangs without colouring and goes on with it
     Control(demo::control::Options),
+    /// Measure what unasnap costs, against every alternative, side by side
+    Bench(bench::Options),
     /// Run every check there is
     Test,
 }
@@ -66,6 +70,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Setup { dry_run } => setup::run(&layout, dry_run),
         Command::Demo(options) => demo::run(&layout, &options),
         Command::Control(options) => demo::control::run(&layout, &options),
+        Command::Bench(options) => bench::run(&layout, &options),
         Command::Test => test::run(&layout),
         Command::Build => build::build(&layout).map(|_| ()),
     }

@@ -19,12 +19,16 @@ const QUICK: Duration = Duration::from_secs(60);
 const QEMU_MAJOR: u32 = 10;
 
 /// A program that must be found, and the package that has it.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("cc", "gcc"),
     ("dpkg-deb", "dpkg"),
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+    // What the benchmark compares with.
+    ("iptables-legacy", "iptables"),
+    ("nft", "nftables"),
     ("mkfs.ext4", "e2fsprogs"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
