@@ -12,6 +12,7 @@
 //! | [`operator`] | operator's command <-> coordinator |
 //! | [`coordinator`] | the coordinator's half of a snapshot and of a restore |
 //! | [`participant`] | one VM's half of both |
+//! | [`fault`] | mistakes that tests put back |
 //!
 //! Words (epoch, cut, colour, straddle, PRESNAPSHOT ...) mean what `docs/protocol.md` says.
 
@@ -20,6 +21,7 @@ mod messages;
 
 pub mod control;
 pub mod coordinator;
+pub mod fault;
 pub mod frame;
 pub mod guest;
 pub mod name;

@@ -39,6 +39,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 use unasnap_channel::Listener;
+use unasnap_protocol::fault::Fault;
 
 use crate::config::CoordinatorConfig;
 use crate::failure::{CliError, Result};
@@ -74,7 +75,17 @@ pub async fn run(config: &CoordinatorConfig) -> Result<()> {
         let (Ok(mut terminate), Ok(mut interrupt)) = signals else { return std::future::pending().await };
         tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
     };
-    let ended = Owner::new(journal).run(incoming, stop).await;
+    let ended = Owner::new(journal, fault()?).run(incoming, stop).await;
     accepting.abort();
     ended.map_err(|error| CliError::internal(error.to_string()))
+}
+
+/// The mistake that a test wants, said loudly.
+fn fault() -> Result<Fault> {
+    let Ok(label) = std::env::var(Fault::SWITCH) else { return Ok(Fault::None) };
+    let fault = Fault::from_label(&label);
+    let fault =
+        fault.ok_or_else(|| CliError::usage(format!("{}: there is no fault {label:?}", Fault::SWITCH)))?;
+    tracing::error!("{}={label}: snapshots are wrong on purpose", Fault::SWITCH);
+    Ok(fault)
 }

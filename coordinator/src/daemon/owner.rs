@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use unasnap_protocol::control::{CoordinatorSession, FromHost, HostSession};
+use unasnap_protocol::fault::Fault;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::Reply;
 
@@ -32,11 +33,13 @@ pub struct Owner {
     /// Deletions for which an operator waits, by snapshot.
     pub(super) deletions: BTreeMap<Name, Deletion>,
     pub(super) started: Instant,
+    /// For tests: the mistake that snapshots are taken with.
+    pub(super) fault: Fault,
 }
 
 impl Owner {
     /// Nobody is connected yet.
-    pub fn new(journal: Journal) -> Self {
+    pub fn new(journal: Journal, fault: Fault) -> Self {
         Self {
             journal,
             registry: Registry::default(),
@@ -44,6 +47,7 @@ impl Owner {
             restorings: BTreeMap::new(),
             deletions: BTreeMap::new(),
             started: Instant::now(),
+            fault,
         }
     }
 

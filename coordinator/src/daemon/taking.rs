@@ -147,7 +147,8 @@ impl Owner {
             }
         };
         let members: BTreeSet<_> = stored.places().into_keys().collect();
-        let (machine, commands) = Snapshot::begin(&members, &stored.addresses, Limits::default());
+        let (machine, commands) =
+            Snapshot::begin_with(self.fault, &members, &stored.addresses, Limits::default());
         self.open_taking(Taking::new(machine, stored, vec![replies]), commands)
     }
 

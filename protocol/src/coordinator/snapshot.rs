@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use super::{Command, Event};
 use crate::control::{Answer, CutReport, Failure, FailureKind, Order, Phase, SavedReport};
+use crate::fault::Fault;
 use crate::guest::Prefix;
 use crate::name::Name;
 
@@ -95,6 +96,7 @@ pub struct Snapshot {
     /// Members whose answer ends the present phase.
     awaited: BTreeSet<Name>,
     failure: Option<Failure>,
+    fault: Fault,
     commands: Vec<Command<Decision>>,
 }
 
@@ -112,10 +114,28 @@ impl Snapshot {
             members: members.iter().map(|vm| (vm.clone(), Member::default())).collect(),
             awaited: BTreeSet::new(),
             failure: None,
+            fault: Fault::None,
             commands: vec![Command::Journal(Decision::Opened)],
         };
         snapshot.enter(State::Preparing, Some(&Order::Prepare(addresses.to_vec())), limits.prepare);
         let commands = std::mem::take(&mut snapshot.commands);
+        (snapshot, commands)
+    }
+
+    /// As [`Self::begin`], with a mistake that tests put back.
+    #[must_use]
+    pub fn begin_with(
+        fault: Fault,
+        members: &BTreeSet<Name>,
+        addresses: &[Prefix],
+        limits: Limits,
+    ) -> (Self, Vec<Command<Decision>>) {
+        let (mut snapshot, mut commands) = Self::begin(members, addresses, limits);
+        snapshot.fault = fault;
+        if fault == Fault::NoBarrier {
+            snapshot.state = State::Taking;
+            commands.push(Command::Journal(Decision::Taken));
+        }
         (snapshot, commands)
     }
 
@@ -199,6 +219,9 @@ impl Snapshot {
             }
             (State::Taking, Answer::Cut(report)) => {
                 self.member(&vm).cut = Some(report);
+                if self.fault == Fault::UncolouredTooEarly {
+                    self.send(&vm, Order::Clear(()));
+                }
                 self.arrived(&vm);
             }
             (State::Taking | State::Saving, Answer::Saved(report)) => {
@@ -208,6 +231,12 @@ impl Snapshot {
                 }
             }
             (State::Committing | State::Aborting, Answer::Settled(())) => self.arrived(&vm),
+            (State::Taking, Answer::Prepared(())) if self.fault == Fault::NoBarrier => {
+                self.send(&vm, Order::Arm(()));
+            }
+            (State::Taking, Answer::Armed(())) if self.fault == Fault::NoBarrier => {
+                self.send(&vm, Order::Take(()));
+            }
             _ => {}
         }
     }
@@ -309,6 +338,10 @@ impl Snapshot {
         self.commands.push(Command::Journal(Decision::Closed));
         let result = self.failure.clone().map_or(Ok(()), Err);
         self.commands.push(Command::Finished(result));
+    }
+
+    fn send(&mut self, vm: &Name, order: Order) {
+        self.commands.push(Command::Send(vm.clone(), order));
     }
 
     fn enter(&mut self, state: State, order: Option<&Order>, limit: Duration) {

@@ -324,3 +324,39 @@ fn after_a_crash_it_is_aborted_or_told_again() {
     assert_eq!(said(&commands), ["send Commit"]);
     assert_eq!(said(&both(&mut done, &Answer::Settled(()))), ["journal Closed", "finished ok"]);
 }
+
+fn begin_with(fault: Fault) -> (Snapshot, Vec<Command<Decision>>) {
+    Snapshot::begin_with(fault, &members(), &[Prefix::V4([10, 0, 0, 1], 32)], Limits::default())
+}
+
+#[test]
+fn without_the_barrier_one_member_cuts_before_the_other_is_prepared() {
+    let (mut snapshot, commands) = begin_with(Fault::NoBarrier);
+    assert_eq!(said(&commands), ["journal Opened", "send Prepare", "journal Taken"]);
+    assert_eq!(said(&answer(&mut snapshot, "vm1", Answer::Prepared(()))), ["send Arm"]);
+    assert_eq!(said(&answer(&mut snapshot, "vm1", Answer::Armed(()))), ["send Take"]);
+    assert_eq!(answer(&mut snapshot, "vm1", cut_at(3)), []);
+    answer(&mut snapshot, "vm2", Answer::Prepared(()));
+    answer(&mut snapshot, "vm2", Answer::Armed(()));
+    assert_eq!(said(&answer(&mut snapshot, "vm2", cut_at(9))), ["send Clear"]);
+    assert_eq!(said(&both(&mut snapshot, &saved())), ["journal Committed", "send Commit"]);
+}
+
+#[test]
+fn uncolouring_too_early_clears_each_member_at_its_own_cut() {
+    let (mut snapshot, _) = begin_with(Fault::UncolouredTooEarly);
+    both(&mut snapshot, &Answer::Prepared(()));
+    both(&mut snapshot, &Answer::Armed(()));
+    let commands = answer(&mut snapshot, "vm1", cut_at(3));
+    assert_eq!((said(&commands), count(&commands, "Clear")), (vec!["send Clear".to_owned()], 1));
+    assert_eq!(count(&answer(&mut snapshot, "vm2", cut_at(4)), "Clear"), 3);
+    assert_eq!(snapshot.phase(), Phase::Save);
+}
+
+#[test]
+fn faults_are_known_by_their_labels() {
+    for (fault, label) in Fault::ALL {
+        assert_eq!(Fault::from_label(label), Some(fault));
+    }
+    assert_eq!(Fault::from_label("none"), None);
+}
