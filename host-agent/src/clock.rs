@@ -1,4 +1,5 @@
-//! The host's clock, as reports carry it.
+//! The host's wall clock, as guests get it. Reports carry that of the channel ([`unasnap_channel::steady_ns`]), which is never
+//! set.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

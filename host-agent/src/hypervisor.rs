@@ -121,7 +121,7 @@ pub enum VmState {
     Dead,
 }
 
-/// When the steps of one cut happened. Instants are Unix time, ns. The pause is measured from outside, from
+/// When the steps of one cut happened. Instants are the clock's of the control channel, ns. The pause is measured from outside, from
 /// before the command that stops the VM until after the one that resumes it: an upper bound.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CutTimes {

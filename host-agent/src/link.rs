@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
-use unasnap_channel::{Connection, Identity};
+use unasnap_channel::{Connection, Identity, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{
-    Answer, CoordinatorSession, Envelope, Failure, FailureKind, Hello, HostSession, Inventory, Order, ToHost,
-    Undecided,
+    Answer, ClockReading, CoordinatorSession, Envelope, Failure, FailureKind, Hello, HostSession, Inventory,
+    Order, ToHost, Undecided,
 };
 use unasnap_protocol::frame::Frame;
 use unasnap_protocol::name::Name;
@@ -87,8 +87,8 @@ impl Link {
                 frame = reader.recv() => {
                     let Some(frame) = frame? else { bail!("the coordinator closed the connection") };
                     heard = Instant::now();
-                    if let Some((envelope, refusal)) = self.dispatch(&frame)? {
-                        writer.send(&refusal.encode(&envelope)).await?;
+                    if let Some(reply) = self.dispatch(&frame)? {
+                        writer.send(&reply).await?;
                     }
                 }
                 Some((envelope, answer)) = self.answers.recv() => writer.send(&answer.encode(&envelope)).await?,
@@ -98,11 +98,20 @@ impl Link {
         }
     }
 
-    fn dispatch(&self, frame: &Frame) -> Result<Option<(Envelope, Answer)>> {
+    /// What is to be replied at once, as a frame.
+    fn dispatch(&self, frame: &Frame) -> Result<Option<Vec<u8>>> {
+        let received_ns = steady_ns();
         match ToHost::decode(frame)? {
             ToHost::Session(CoordinatorSession::Goodbye(why)) => bail!("the coordinator said goodbye: {why}"),
-            ToHost::Session(_) => Ok(None),
-            ToHost::Member(envelope, order) => Ok(self.deliver(envelope, order)),
+            ToHost::Session(CoordinatorSession::Welcome(_)) => Ok(None),
+            ToHost::Session(CoordinatorSession::StillHere(asked_ns)) => {
+                let reading = ClockReading { asked_ns, received_ns, answered_ns: steady_ns() };
+                Ok(Some(HostSession::ClockReading(reading).encode(&())))
+            }
+            ToHost::Member(envelope, order) => {
+                let refusal = self.deliver(envelope, order);
+                Ok(refusal.map(|(envelope, refusal)| refusal.encode(&envelope)))
+            }
         }
     }
 

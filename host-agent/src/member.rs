@@ -107,8 +107,7 @@ impl Member {
                     self.show(report);
                     continue;
                 }
-                // A VM in the middle of a job is not asked how it is.
-                _ = look.tick(), if self.job.is_none() && self.looking.is_none() => {
+                _ = look.tick(), if self.may_look() => {
                     let works = self.works.clone();
                     self.looking = Some(Box::pin(async move { works.report().await }));
                     continue;
@@ -144,6 +143,12 @@ impl Member {
             }
             Command::WakeAfter(after) => self.wake = after.map(|after| Instant::now() + after),
         }
+    }
+
+    /// A VM in the middle of a job is not asked how it is, nor one that waits for its cut: its guest would still be
+    /// busy with the answer when TAKE comes.
+    fn may_look(&self) -> bool {
+        self.job.is_none() && self.looking.is_none() && !self.participant.awaits_cut()
     }
 
     fn show(&self, report: VmReport) {
@@ -192,7 +197,7 @@ fn limit(step: &Step) -> (Duration, Phase) {
     let (seconds, phase) = match step {
         Step::Prepare(_) => (12, Phase::Prepare),
         Step::Arm => (3, Phase::Arm),
-        Step::Cut => (4, Phase::Take),
+        Step::Cut(_) => (4, Phase::Take),
         Step::Clear => (3, Phase::Clear),
         Step::Commit => (8, Phase::Commit),
         Step::Undo => (8, Phase::Abort),

@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
+use unasnap_channel::steady_ns;
 use unasnap_protocol::control::{CutReport, Envelope, Failure, FailureKind, Phase, SavedReport};
 use unasnap_protocol::guest::{Prefix, WordState};
 use unasnap_protocol::participant::{Job, Outcome, Step};
 
-use crate::clock::unix_ns;
 use crate::definition::{Colouring, VmDefinition};
 use crate::guest_channel::{GuestChannel, GuestError, member_table};
 use crate::hypervisor::{Hypervisor, HypervisorError, Vm, VmState};
 use crate::store::manifest::{Identity, Saved};
 use crate::store::{Draft, Store, StoreError};
 
+mod instant;
 mod report;
 mod resumption;
 
@@ -78,7 +79,7 @@ impl Works {
         match step {
             Step::Prepare(members) => self.prepare(&envelope, members).await?,
             Step::Arm => self.arm(&envelope).await?,
-            Step::Cut => return self.cut(&envelope).await.map(Outcome::Cut),
+            Step::Cut(at_ns) => return self.cut(&envelope, at_ns).await.map(Outcome::Cut),
             Step::Clear => self.make_idle(envelope.epoch + 1, Phase::Clear).await?,
             Step::Commit => self.commit(&envelope).await?,
             Step::Undo => self.undo(&envelope).await?,
@@ -134,16 +135,16 @@ impl Works {
 
     /// The straddling cut: between the two flips this member neither sends as PRESNAPSHOT nor
     /// receives POSTSNAPSHOT, so the instant between them is consistent wherever it falls.
-    async fn cut(&self, envelope: &Envelope) -> Result<CutReport, Failure> {
-        tokio::time::sleep(self.take_delay).await;
+    async fn cut(&self, envelope: &Envelope, at_ns: Option<u64>) -> Result<CutReport, Failure> {
         let mut instance = self.living(Phase::Take).await?;
         let vm = instance.as_mut().ok_or_else(|| self.not_running(Phase::Take))?;
         let mut guest = self.guest.lock().await;
         let guest_failure = |error: GuestError| error.during(Phase::Take);
+        instant::wait(at_ns, self.take_delay).await?;
         if self.colours() {
             guest.flip_send(envelope.epoch).await.map_err(guest_failure)?;
         }
-        let send_flipped_ns = unix_ns();
+        let send_flipped_ns = steady_ns();
         let times = vm.cut(Box::new(|| {})).await.map_err(|error| hypervisor_failure(&error, Phase::Take))?;
         if self.colours() {
             guest.flip_receive(envelope.epoch).await.map_err(guest_failure)?;
@@ -153,7 +154,7 @@ impl Works {
             stopped_ns: times.stopped_at,
             instant_ns: times.instant,
             resumed_ns: times.resumed_at,
-            receive_flipped_ns: unix_ns(),
+            receive_flipped_ns: steady_ns(),
             parts: times.parts.iter().map(|(name, ns)| ((*name).to_owned(), *ns)).collect(),
             outside_connections: *self.outside.lock().await,
         })
@@ -196,7 +197,7 @@ impl Works {
         let stored = stored.map_err(|error| store_failure(&error, Phase::Save))?;
         let stored = stored.ok_or_else(|| internal("no folder was prepared for this snapshot".to_owned()))?;
         let digest = blake3::Hash::from_hex(&stored.digest).map_err(|error| internal(error.to_string()))?;
-        Ok(SavedReport { digest: *digest.as_bytes(), bytes: stored.bytes, saved_ns: unix_ns() })
+        Ok(SavedReport { digest: *digest.as_bytes(), bytes: stored.bytes, saved_ns: steady_ns() })
     }
 
     /// The mark comes first: whatever happens to the guest afterwards, the snapshot is usable. A

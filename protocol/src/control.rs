@@ -6,6 +6,8 @@
 //!   Hello {versions, vms, kept} ----->
 //!        <----- Welcome {version, term} | Goodbye {why}
 //!   Inventory (every second) -------->
+//!        <----- StillHere {coordinator's clock} (every second)
+//!   ClockReading {both clocks} ------>
 //!        <----- Order under an Envelope, to one member
 //!   Answer under the same Envelope -->
 //! ```
@@ -23,6 +25,9 @@ use crate::name::Name;
 const FIRST_MEMBER_NUMBER: u16 = 16;
 /// Most VMs that one host may report.
 pub const MAX_VMS_PER_HOST: usize = 1024;
+
+/// How far ahead the instant of a TAKE may lie, nanoseconds: well below the members' future lease of 2 s.
+pub const MAX_AHEAD_NS: u64 = 1_000_000_000;
 
 /// To whom an order goes and in which course of events; the reply repeats it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,6 +234,18 @@ pub enum Colouring {
     None,
 }
 
+/// The answer to [`CoordinatorSession::StillHere`], nanoseconds. From it the coordinator knows how far the two clocks are
+/// apart ([`crate::coordinator::clock`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockReading {
+    /// As it came: the coordinator's clock when it asked.
+    pub asked_ns: u64,
+    /// The host's clock when that was received.
+    pub received_ns: u64,
+    /// The host's clock when this was written.
+    pub answered_ns: u64,
+}
+
 /// The coordinator's answer to a hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
@@ -245,6 +262,8 @@ messages! {
         1 => Hello(Hello),
         /// Once a second; its absence for five tells that the host is gone.
         2 => Inventory(Inventory),
+        /// To each StillHere, at once.
+        3 => ClockReading(ClockReading),
     }
 }
 
@@ -255,8 +274,8 @@ messages! {
         8 => Welcome(Welcome),
         /// The connection will be closed, and why.
         9 => Goodbye(String),
-        /// Once a second; its absence for five tells that the coordinator is gone.
-        10 => StillHere(()),
+        /// Once a second; its absence for five tells that the coordinator is gone. The body is its clock, nanoseconds.
+        10 => StillHere(u64),
     }
 }
 
@@ -267,11 +286,11 @@ pub struct SavedReport {
     pub digest: [u8; 32],
     /// Bytes that the local snapshot takes on disk.
     pub bytes: u64,
-    /// When it was durable, unix nanoseconds of the host's clock.
+    /// When it was durable, nanoseconds of the host's clock.
     pub saved_ns: u64,
 }
 
-/// Times of one cut, unix nanoseconds of the host's clock.
+/// Times of one cut, nanoseconds of the host's clock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CutReport {
     /// Send half flipped: the straddle begins.
@@ -306,8 +325,9 @@ messages! {
         16 => Prepare(Vec<Prefix>),
         /// Refuse uncoloured packets.
         17 => Arm(()),
-        /// The straddling cut.
-        18 => Take(()),
+        /// The straddling cut. The body is the instant at which it begins, nanoseconds of the host's clock; `None` means at once,
+        /// and so does an instant that has passed. One more than [`MAX_AHEAD_NS`] ahead is refused.
+        18 => Take(Option<u64>),
         /// Colouring off.
         19 => Clear(()),
         /// The global snapshot is usable.

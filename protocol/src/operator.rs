@@ -145,15 +145,18 @@ pub struct SnapshotRecord {
     pub members: Vec<MemberRecord>,
     /// When the coordinator took each step.
     pub phases: PhaseTimes,
-    /// Last cut instant minus first, by the hosts' clocks.
+    /// Last cut instant minus first, by the coordinator's clock.
     pub skew_ms: Option<f64>,
+    /// The true skew is at most this far from `skew_ms`; `None` when it is not known how far the hosts' clocks are apart.
+    pub skew_bound_ms: Option<f64>,
     /// The slowest local snapshot, from the start of its cut until it was durable.
     pub save_ms: Option<f64>,
     /// From TAKE sent to COMMIT journaled.
     pub global_ms: Option<f64>,
 }
 
-/// When the coordinator took each step, unix nanoseconds of its clock.
+/// When the coordinator took each step, unix nanoseconds of its clock. It goes on evenly from the wall clock at the
+/// coordinator's start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseTimes {
     /// PREPARE sent.
@@ -162,6 +165,8 @@ pub struct PhaseTimes {
     pub arm_ns: Option<u64>,
     /// TAKE sent.
     pub take_ns: Option<u64>,
+    /// The instant at which all members were to cut; `None` when TAKE meant "at once".
+    pub cut_at_ns: Option<u64>,
     /// CLEAR sent.
     pub clear_ns: Option<u64>,
     /// COMMIT journaled.
@@ -181,7 +186,10 @@ pub struct MemberRecord {
     pub ram_way: String,
     /// How long its vCPUs stood still.
     pub pause_ms: Option<f64>,
-    /// The straddle begins, unix nanoseconds of its host's clock, like the next four.
+    /// How far the translation of the following times into the coordinator's clock may be off; `None` when the host's
+    /// clock was never compared, and then they are the host's own.
+    pub clock_bound_ms: Option<f64>,
+    /// The straddle begins, unix nanoseconds of the coordinator's clock, like the next four.
     pub send_flipped_ns: Option<u64>,
     /// vCPUs stopped.
     pub stopped_ns: Option<u64>,
@@ -193,6 +201,8 @@ pub struct MemberRecord {
     pub receive_flipped_ns: Option<u64>,
     /// The local snapshot was durable.
     pub saved_ns: Option<u64>,
+    /// The snapshot instant, counted from the first member's.
+    pub after_first_ms: Option<f64>,
     /// From the start of the cut until it was durable.
     pub local_ms: Option<f64>,
     /// blake3 of its manifest, hexadecimal.
@@ -224,12 +234,14 @@ impl MemberRecord {
             colouring,
             ram_way,
             pause_ms: None,
+            clock_bound_ms: None,
             send_flipped_ns: None,
             stopped_ns: None,
             instant_ns: None,
             resumed_ns: None,
             receive_flipped_ns: None,
             saved_ns: None,
+            after_first_ms: None,
             local_ms: None,
             digest: None,
             bytes: None,
@@ -238,9 +250,10 @@ impl MemberRecord {
         }
     }
 
-    /// Enters what its CUT said.
-    pub fn set_cut(&mut self, cut: &CutReport) {
+    /// Enters what its CUT said, in times of the coordinator's clock but for this many nanoseconds at most.
+    pub fn set_cut(&mut self, cut: &CutReport, clock_bound_ns: Option<u64>) {
         self.pause_ms = Some(ms(cut.pause_ns()));
+        self.clock_bound_ms = clock_bound_ns.map(ms);
         self.send_flipped_ns = Some(cut.send_flipped_ns);
         self.stopped_ns = Some(cut.stopped_ns);
         self.instant_ns = Some(cut.instant_ns);

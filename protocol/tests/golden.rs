@@ -136,14 +136,19 @@ fn sessions() {
         inventory: inventory(),
         undecided: vec![Undecided { envelope: envelope(), saved: true }],
     };
-    pin!(HostSession, (), [HostSession::Hello(hello), HostSession::Inventory(inventory())]);
+    let reading = ClockReading { asked_ns: 700, received_ns: 800, answered_ns: 900 };
+    pin!(
+        HostSession,
+        (),
+        [HostSession::Hello(hello), HostSession::Inventory(inventory()), HostSession::ClockReading(reading)]
+    );
     pin!(
         CoordinatorSession,
         (),
         [
             CoordinatorSession::Welcome(Welcome { protocol: 1, term: 300 }),
             CoordinatorSession::Goodbye("why".to_owned()),
-            CoordinatorSession::StillHere(()),
+            CoordinatorSession::StillHere(700),
         ]
     );
 }
@@ -156,7 +161,7 @@ fn orders() {
         [
             Order::Prepare(prefixes()),
             Order::Arm(()),
-            Order::Take(()),
+            Order::Take(Some(800)),
             Order::Clear(()),
             Order::Commit(()),
             Order::Abort("why".to_owned()),
@@ -222,7 +227,8 @@ fn requests() {
 
 fn record() -> SnapshotRecord {
     let mut member = MemberRecord::new(name("vm1"), name("h1"), Colouring::Guest, "stop-and-save".to_owned());
-    member.set_cut(&cut());
+    member.set_cut(&cut(), Some(250_000));
+    member.after_first_ms = Some(0.75);
     member.set_saved(&saved());
     SnapshotRecord {
         id: name("ring-000004"),
@@ -238,10 +244,12 @@ fn record() -> SnapshotRecord {
             prepare_ns: Some(1),
             arm_ns: Some(2),
             take_ns: Some(3),
+            cut_at_ns: Some(5),
             clear_ns: Some(4),
             commit_ns: None,
         },
         skew_ms: Some(0.5),
+        skew_bound_ms: Some(0.25),
         save_ms: Some(1.5),
         global_ms: None,
     }

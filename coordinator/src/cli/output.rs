@@ -56,6 +56,11 @@ pub fn ms(value: Option<f64>) -> String {
     value.map_or_else(dash, |value| format!("{value:.1}"))
 }
 
+/// Milliseconds with two digits, or a dash.
+pub fn fine_ms(value: Option<f64>) -> String {
+    value.map_or_else(dash, |value| format!("{value:.2}"))
+}
+
 /// Bytes in the largest unit that leaves a digit before the point.
 pub fn bytes(value: Option<u64>) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -134,12 +134,15 @@ fn print_one(snapshot: SnapshotRecord, json: bool) -> Result<()> {
     output::line(&format!("created     {}", snapshot.created))?;
     output::line(&format!("consistent  {}", yes_no(snapshot.consistent)))?;
     output::line(&format!("RAM         {}", snapshot.ram_way))?;
-    let [skew, save, global] = [snapshot.skew_ms, snapshot.save_ms, snapshot.global_ms].map(output::ms);
-    output::line(&format!("times       skew {skew} ms, slowest local {save} ms, global {global} ms"))?;
+    let [save, global] = [snapshot.save_ms, snapshot.global_ms].map(output::ms);
+    output::line(&format!("times       slowest local {save} ms, global {global} ms"))?;
+    let [skew, bound] = [snapshot.skew_ms, snapshot.skew_bound_ms].map(output::fine_ms);
+    let how = if snapshot.phases.cut_at_ns.is_some() { "at one instant" } else { "at once" };
+    output::line(&format!("skew        {skew} ms ± {bound} ms, cuts ordered {how}"))?;
     if let Some(failure) = &snapshot.failure {
         output::line(&format!("failure     {failure}"))?;
     }
-    let header = ["VM", "HOST", "PAUSE ms", "STRADDLE ms", "LOCAL ms", "SIZE", "OUTSIDE"];
+    let header = ["VM", "HOST", "CUT ms", "PAUSE ms", "STRADDLE ms", "LOCAL ms", "SIZE", "OUTSIDE"];
     output::table(&header, snapshot.members.iter().map(member_row))
 }
 
@@ -148,6 +151,7 @@ fn member_row(member: &MemberRecord) -> Vec<String> {
     vec![
         member.vm.to_string(),
         member.host.to_string(),
+        output::fine_ms(member.after_first_ms),
         output::ms(member.pause_ms),
         output::ms(straddle.map(|(from, to)| ms(to.saturating_sub(from)))),
         output::ms(member.local_ms),

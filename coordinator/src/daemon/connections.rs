@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
-use unasnap_channel::{Arrival, Connection, Listener, Peer, Reader, Writer};
+use unasnap_channel::{Arrival, Connection, Listener, Peer, Reader, Writer, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{CoordinatorSession, FromHost, Hello, HostSession, MAX_VMS_PER_HOST};
 use unasnap_protocol::frame::{Frame, MAX_CONTROL_PAYLOAD};
@@ -45,6 +45,8 @@ pub enum Input {
         host: Name,
         /// What.
         message: Box<FromHost>,
+        /// When, by the clock of the channel.
+        heard_ns: u64,
     },
     /// A host's connection has ended.
     HostGone {
@@ -222,23 +224,27 @@ async fn listen(reader: &mut Reader, host: &Name, link: LinkId, inputs: &Inputs)
             Ok(Ok(None)) => return "it closed the connection".to_owned(),
             Ok(Ok(Some(frame))) => frame,
         };
+        let heard_ns = steady_ns();
         let message = match FromHost::decode(&frame) {
             Ok(message) => Box::new(message),
             Err(error) => return error.to_string(),
         };
-        let said = Input::HostSaid { link, host: host.clone(), message };
+        let said = Input::HostSaid { link, host: host.clone(), message, heard_ns };
         if inputs.send(said).await.is_err() {
             return STOPPING.to_owned();
         }
     }
 }
 
-/// Writes until nobody sends any more or the peer does not take it.
+/// Writes until nobody sends any more or the peer does not take it. What waits goes out in one piece: orders to many
+/// members of a host reach it together.
 async fn write_all(mut writer: Writer, mut frames: mpsc::Receiver<Vec<u8>>) {
-    while let Some(frame) = frames.recv().await {
-        if writer.send(&frame).await.is_err() {
+    let mut waiting = Vec::new();
+    while frames.recv_many(&mut waiting, OUTBOX_FRAMES).await > 0 {
+        if writer.send(&waiting.concat()).await.is_err() {
             return;
         }
+        waiting.clear();
     }
     writer.close().await;
 }

@@ -26,6 +26,7 @@ impl Owner {
         self.registry.connect(host.clone(), link, Inventory { vms: Vec::new(), free_bytes: 0 }, outbox);
         let welcome = Welcome { protocol: PROTOCOL_VERSION, term: self.journal.term() };
         self.registry.say(&host, &CoordinatorSession::Welcome(welcome));
+        self.ask_clock(&host);
         self.on_inventory(&host, hello.inventory)?;
         for undecided in &hello.undecided {
             self.decide(&host, undecided);
@@ -44,7 +45,7 @@ impl Owner {
             self.takings.get(&theirs.deployment).filter(|taking| taking.stored.record.id == theirs.snapshot);
         let stored = self.journal.snapshots().get(&theirs.snapshot);
         let order = match (open.map(|taking| taking.machine.phase()), stored) {
-            (Some(Phase::Save), _) => Order::Take(()),
+            (Some(Phase::Save), _) => Order::Take(None),
             (_, Some(stored)) if stored.is_committed() || !stored.undeleted.is_empty() => Order::Commit(()),
             _ => Order::Abort("it was never committed".to_owned()),
         };

@@ -13,6 +13,7 @@
 //! | `connections` | frames to inputs and back; who may speak |
 //! | `owner` | the state, the one `select!`, the clock |
 //! | `hosts` | hosts come, report and go |
+//! | `clocks` | how far the hosts' clocks are apart, and what follows for a snapshot |
 //! | `requests` | what operators ask |
 //! | `planning` | who takes part in a snapshot, and whether it may begin |
 //! | `taking` | carries out the snapshot's state machine |
@@ -21,6 +22,7 @@
 //! | `journal` | what outlives the coordinator |
 //! | `registry` | who is connected |
 
+mod clocks;
 mod connections;
 mod deleting;
 mod hosts;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use unasnap_protocol::control::{CoordinatorSession, FromHost, HostSession};
+use unasnap_protocol::control::{FromHost, HostSession};
 use unasnap_protocol::fault::Fault;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::Reply;
@@ -82,10 +82,14 @@ impl Owner {
                 tracing::warn!("lost host {host}: {why}");
                 self.lose_host(&host)
             }
-            Input::HostSaid { link, host, message } if self.registry.is_current(&host, link) => {
+            Input::HostSaid { link, host, message, heard_ns } if self.registry.is_current(&host, link) => {
                 match *message {
                     FromHost::Session(HostSession::Inventory(inventory)) => {
                         self.on_inventory(&host, inventory)
+                    }
+                    FromHost::Session(HostSession::ClockReading(reading)) => {
+                        self.on_clock_reading(&host, reading, heard_ns);
+                        Ok(())
                     }
                     FromHost::Session(HostSession::Hello(_)) => Ok(()),
                     FromHost::Member(envelope, answer) => self.on_answer(&host, &envelope, answer),
@@ -125,7 +129,7 @@ impl Owner {
     /// Once a second: say that we are still here, tell operators how far things are, ask again.
     fn on_tick(&mut self) -> Result<()> {
         for host in self.registry.connected() {
-            if !self.registry.say(&host, &CoordinatorSession::StillHere(())) {
+            if !self.ask_clock(&host) {
                 tracing::warn!("lost host {host}: it does not take what is sent to it");
                 self.lose_host(&host)?;
             }

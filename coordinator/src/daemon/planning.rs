@@ -57,6 +57,7 @@ impl Owner {
             members,
             phases: PhaseTimes::default(),
             skew_ms: None,
+            skew_bound_ms: None,
             save_ms: None,
             global_ms: None,
         };

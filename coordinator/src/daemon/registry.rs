@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use unasnap_protocol::control::{CoordinatorSession, Envelope, Inventory, Order, VmReport};
+use unasnap_protocol::coordinator::clock::{HostClock, Reading};
 use unasnap_protocol::name::Name;
 
 /// Frames that may wait for a slow host before it counts as lost.
@@ -24,6 +25,7 @@ pub struct ConnectedHost {
     pub since: Timestamp,
     /// What it reported last.
     pub inventory: Inventory,
+    clock: HostClock,
     outbox: Outbox,
 }
 
@@ -38,7 +40,8 @@ impl Registry {
     /// Enters a host; the connection that it had before is returned no more and closes.
     pub fn connect(&mut self, name: Name, link: LinkId, inventory: Inventory, outbox: Outbox) {
         self.lost.remove(&name);
-        self.hosts.insert(name, ConnectedHost { link, since: Timestamp::now(), inventory, outbox });
+        let (since, clock) = (Timestamp::now(), HostClock::default());
+        self.hosts.insert(name, ConnectedHost { link, since, inventory, clock, outbox });
     }
 
     /// Removes a host; its connection closes after what was sent before.
@@ -73,6 +76,19 @@ impl Registry {
         if let Some(host) = self.hosts.get_mut(name) {
             host.inventory = inventory;
         }
+    }
+
+    /// What is known of a connected host's clock.
+    pub fn clock(&self, name: &Name) -> Option<&HostClock> {
+        self.hosts.get(name).map(|host| &host.clock)
+    }
+
+    /// Takes a reading of a host's clock. Is the next to follow at once?
+    pub fn add_reading(&mut self, name: &Name, reading: Reading) -> bool {
+        self.hosts.get_mut(name).is_some_and(|host| {
+            host.clock.add(reading);
+            host.clock.is_new()
+        })
     }
 
     /// What a connected host says of a VM.

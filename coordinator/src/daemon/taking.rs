@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use unasnap_channel::steady_ns;
 use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Order, Phase};
+use unasnap_protocol::coordinator::clock::{CutInstant, skew};
 use unasnap_protocol::coordinator::snapshot::{Decision, Limits, Snapshot};
 use unasnap_protocol::coordinator::{Command, Event};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Progress, Reply, RequestError, RequestErrorKind, SnapshotState, ms};
 
+use super::clocks::Clocks;
 use super::journal::{Journal, Result, Stored};
 use super::owner::{Owner, Watchers, tell};
 
@@ -24,6 +26,7 @@ pub struct Taking {
     pub hosts: BTreeMap<Name, Name>,
     /// When the machine wants to be woken.
     pub deadline: Instant,
+    clocks: Clocks,
     watchers: Watchers,
     /// A restore that waits for the end.
     then: Option<(Name, mpsc::Sender<Reply>)>,
@@ -32,7 +35,8 @@ pub struct Taking {
 impl Taking {
     fn new(machine: Snapshot, stored: Stored, watchers: Watchers) -> Self {
         let hosts = stored.places();
-        Self { machine, stored, hosts, deadline: Instant::now(), watchers, then: None }
+        let (deadline, clocks) = (Instant::now(), Clocks::default());
+        Self { machine, stored, hosts, deadline, clocks, watchers, then: None }
     }
 
     /// Does an answer under this envelope from this host belong here?
@@ -75,7 +79,7 @@ impl Taking {
         for member in &mut self.stored.record.members {
             let Some(known) = self.machine.members().get(&member.vm) else { continue };
             if let (Some(cut), None) = (&known.cut, member.instant_ns) {
-                member.set_cut(cut);
+                member.set_cut(cut, self.clocks.bound_ns(&member.host));
             }
             if let (Some(saved), None) = (&known.saved, member.saved_ns) {
                 member.set_saved(saved);
@@ -88,11 +92,11 @@ impl Taking {
         let time = match order {
             Order::Prepare(_) => &mut phases.prepare_ns,
             Order::Arm(()) => &mut phases.arm_ns,
-            Order::Take(()) => &mut phases.take_ns,
+            Order::Take(_) => &mut phases.take_ns,
             Order::Clear(()) => &mut phases.clear_ns,
             _ => return,
         };
-        time.get_or_insert_with(now_ns);
+        time.get_or_insert_with(steady_ns);
     }
 
     /// Makes a decision durable together with all that is known by then.
@@ -117,23 +121,34 @@ impl Taking {
     }
 
     fn summarise(&mut self, commits_now: bool) {
-        let skew_ns = self.machine.skew_ns();
+        self.summarise_skew();
         let record = &mut self.stored.record;
         if commits_now {
-            record.phases.commit_ns = Some(now_ns());
+            record.phases.commit_ns = Some(steady_ns());
         }
-        let all_cut = record.members.iter().all(|member| member.instant_ns.is_some());
-        record.skew_ms = record.skew_ms.or(all_cut.then(|| ms(skew_ns)));
         let locals: Option<Vec<f64>> = record.members.iter().map(|member| member.local_ms).collect();
         record.save_ms = locals.and_then(|all| all.into_iter().max_by(f64::total_cmp));
         let span = record.phases.take_ns.zip(record.phases.commit_ns);
         record.global_ms = span.map(|(take, commit)| ms(commit.saturating_sub(take)));
     }
-}
 
-/// Wall clock, unix nanoseconds.
-fn now_ns() -> u64 {
-    u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(0)
+    /// Once, when all have cut.
+    fn summarise_skew(&mut self) {
+        let record = &mut self.stored.record;
+        let cuts = record.members.iter().map(|member| {
+            let bound_ns = self.clocks.bound_ns(&member.host);
+            Some(CutInstant { host: &member.host, ns: member.instant_ns?, bound_ns })
+        });
+        let all_cut: Option<Vec<_>> = cuts.collect();
+        let Some(skew) = all_cut.filter(|_| record.skew_ms.is_none()).and_then(|cuts| skew(&cuts)) else {
+            return;
+        };
+        record.skew_ms = Some(ms(skew.ns));
+        record.skew_bound_ms = skew.bound_ns.map(ms);
+        for member in &mut record.members {
+            member.after_first_ms = member.instant_ns.map(|ns| ms(ns - skew.first_ns));
+        }
+    }
 }
 
 impl Owner {
@@ -186,7 +201,13 @@ impl Owner {
 
     /// An answer of a member.
     pub(super) fn on_taking_answer(&mut self, deployment: &Name, vm: Name, answer: Answer) -> Result<()> {
-        self.with_taking(deployment, |taking| taking.handle(Event::Answer(vm, answer)))
+        self.with_taking(deployment, |taking| {
+            let answer = match taking.hosts.get(&vm) {
+                Some(host) => taking.clocks.translate(host, answer),
+                None => answer,
+            };
+            taking.handle(Event::Answer(vm, answer))
+        })
     }
 
     /// A wait ran out.
@@ -242,17 +263,26 @@ impl Owner {
 
     /// In order: a decision is durable before what follows it is sent.
     fn carry_out_taking(&mut self, deployment: &Name, commands: Vec<Command<Decision>>) -> Result<()> {
+        if commands.iter().any(|command| matches!(command, Command::Send(_, Order::Arm(())))) {
+            self.ask_clocks(deployment);
+        }
         for command in commands {
             let Some(taking) = self.takings.get_mut(deployment) else { return Ok(()) };
             match command {
                 Command::Journal(decision) => {
                     tracing::info!("{}: {decision:?}", taking.stored.record.id);
+                    let takes = decision == Decision::Taken;
                     taking.decide(decision, &mut self.journal)?;
+                    if takes {
+                        taking.clocks = Clocks::fix(taking.hosts.values(), &self.registry);
+                        taking.stored.record.phases.cut_at_ns = taking.clocks.at_ns();
+                    }
                 }
                 Command::Send(vm, order) => {
                     taking.note_sent(&order);
                     let envelope = taking.stored.envelope(&vm, self.journal.term());
                     if let Some(host) = taking.hosts.get(&vm) {
+                        let order = taking.clocks.time_order(host, order);
                         self.registry.order(host, &envelope, &order);
                     }
                 }
@@ -264,6 +294,15 @@ impl Owner {
             taking.show();
         }
         Ok(())
+    }
+
+    /// So that TAKE finds fresh readings.
+    fn ask_clocks(&self, deployment: &Name) {
+        let Some(taking) = self.takings.get(deployment) else { return };
+        for host in taking.hosts.values().collect::<BTreeSet<_>>() {
+            // One that does not take it does not take ARM either.
+            self.ask_clock(host);
+        }
     }
 
     fn finish_taking(&mut self, deployment: &Name, result: std::result::Result<(), Failure>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Snapshots, restores and deletions through the real command, the real coordinator and real
 //! participants.
 
-use crate::support::host::{Fault, Host};
+use crate::support::host::{Fault, Host, Timing};
 use crate::support::{Cluster, wait_until};
 use serde_json::Value;
 use unasnap_protocol::control::Colouring;
@@ -205,7 +205,7 @@ fn a_restore_waits_for_a_host_that_is_away_and_fails_after_it_began() {
 fn a_snapshot_without_colouring_says_so() {
     let cluster = Cluster::start();
     let _one = Host::start(&cluster, "h1", &["vm1"]);
-    let _two = Host::with(&cluster, "h2", &["vm2"], Colouring::None);
+    let _two = Host::with(&cluster, "h2", &["vm2"], Colouring::None, Timing::default());
     cluster.wait_for_vms(2);
     let taken = cluster.run(&["snapshot", "take"]);
     assert!(taken.code == 0 && taken.stderr.contains("not consistent"), "{}", taken.stderr);

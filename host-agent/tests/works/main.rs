@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fakes::{FakeHypervisor, FakeVm, Guest, Log, Machine, facts, serve_guest};
+use unasnap_channel::steady_ns;
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::Vm;
 use unasnap_host::store::Store;
@@ -66,7 +67,7 @@ impl Bench {
     }
 
     async fn up_to_the_cut(&self) {
-        for step in [Step::Prepare(vec![]), Step::Arm, Step::Cut] {
+        for step in [Step::Prepare(vec![]), Step::Arm, Step::Cut(None)] {
             self.job(step).await.unwrap();
         }
     }
@@ -85,7 +86,7 @@ async fn the_straddle_flips_send_before_and_receive_after_the_instant() {
     let bench = bench(Guest::Healthy, Machine::Healthy, 0);
     bench.job(Step::Prepare(vec![])).await.unwrap();
     bench.job(Step::Arm).await.unwrap();
-    let Ok(Outcome::Cut(report)) = bench.job(Step::Cut).await else { panic!("no cut") };
+    let Ok(Outcome::Cut(report)) = bench.job(Step::Cut(None)).await else { panic!("no cut") };
     assert_eq!((report.pause_ns(), report.outside_connections), (20, Some(3)));
     let expected = [
         "SelfCheck",
@@ -100,6 +101,36 @@ async fn the_straddle_flips_send_before_and_receive_after_the_instant() {
         "FlipReceive",
     ];
     assert_eq!(bench.log.taken(), expected);
+}
+
+#[tokio::test]
+async fn a_cut_begins_at_its_instant_and_at_once_when_that_has_passed() {
+    let bench = bench(Guest::Healthy, Machine::Healthy, 0);
+    for (ahead_ns, what) in [(0, "past"), (30_000_000, "ahead")] {
+        bench.job(Step::Prepare(vec![])).await.unwrap();
+        bench.job(Step::Arm).await.unwrap();
+        let at_ns = steady_ns() + ahead_ns;
+        let Ok(Outcome::Cut(report)) = bench.job(Step::Cut(Some(at_ns))).await else { panic!("no cut") };
+        assert!(report.send_flipped_ns >= at_ns, "{what}: the send half was flipped before the instant");
+        bench.job(Step::Undo).await.unwrap();
+    }
+}
+
+/// The limit is there against clocks that jumped; the VM must not stand prepared for hours.
+#[tokio::test]
+async fn an_instant_that_nobody_can_mean_is_refused_before_anything_is_flipped() {
+    let bench = bench(Guest::Healthy, Machine::Healthy, 0);
+    for at_ns in [u64::MAX, steady_ns() + 60_000_000_000] {
+        bench.job(Step::Prepare(vec![])).await.unwrap();
+        bench.job(Step::Arm).await.unwrap();
+        bench.log.taken();
+        let failure = bench.job(Step::Cut(Some(at_ns))).await.unwrap_err();
+        assert_eq!((failure.kind, failure.phase), (FailureKind::Stale, Phase::Take), "{failure}");
+        assert!(failure.text.contains("s ahead on this host's clock"), "{failure}");
+        assert_eq!(bench.log.taken(), [""; 0]);
+        bench.job(Step::Undo).await.unwrap();
+        assert_eq!(bench.left(), [""; 0]);
+    }
 }
 
 #[tokio::test]
@@ -135,7 +166,7 @@ async fn a_member_that_advanced_by_itself_refuses_its_cut() {
     let bench = bench(Guest::AdvancesInTheStraddle, Machine::Healthy, 0);
     bench.job(Step::Prepare(vec![])).await.unwrap();
     bench.job(Step::Arm).await.unwrap();
-    let failure = bench.job(Step::Cut).await.unwrap_err();
+    let failure = bench.job(Step::Cut(None)).await.unwrap_err();
     assert_eq!((failure.kind, failure.phase), (FailureKind::LateCut, Phase::Take));
     bench.job(Step::Undo).await.unwrap();
     assert!(bench.log.taken().contains(&"discard".to_owned()), "the cut that was made is given up");

@@ -11,14 +11,17 @@
 //! | [`peer`] | who the other end is, from its certificate |
 //! | [`connection`] | frames in both directions |
 //! | [`endpoint`] | how connections come to be |
+//! | [`mod@clock`] | the clock that both ends report by |
 //! | [`error`] | why there is no connection any more, and what to do |
 
+pub mod clock;
 pub mod connection;
 pub mod endpoint;
 pub mod error;
 pub mod identity;
 pub mod peer;
 
+pub use clock::steady_ns;
 pub use connection::{Connection, Reader, Writer};
 pub use endpoint::{Arrival, Listener, connect};
 pub use error::ChannelError;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::control::{Answer, Failure, Order};
 use crate::name::Name;
 
+pub mod clock;
 pub mod restore;
 pub mod snapshot;
 

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! An answer that comes early is kept: a member may be SAVED before another has cut. Answers that do
-//! not fit are late repetitions and are ignored.
+//! not fit are late repetitions and are ignored. Clocks are the shell's affair: it gives TAKE its instant, and translates
+//! the times of a CUT before the machine sees them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -183,14 +184,6 @@ impl Snapshot {
         &self.awaited
     }
 
-    /// Last cut instant minus first cut instant, nanoseconds of the hosts' clocks; 0 before two cuts.
-    #[must_use]
-    pub fn skew_ns(&self) -> u64 {
-        let instants =
-            || self.members.values().filter_map(|member| member.cut.as_ref()).map(|cut| cut.instant_ns);
-        instants().max().unwrap_or(0) - instants().min().unwrap_or(0)
-    }
-
     /// Applies one event; the commands are to be carried out in order.
     pub fn handle(&mut self, event: Event) -> Vec<Command<Decision>> {
         match event {
@@ -235,7 +228,7 @@ impl Snapshot {
                 self.send(&vm, Order::Arm(()));
             }
             (State::Taking, Answer::Armed(())) if self.fault == Fault::NoBarrier => {
-                self.send(&vm, Order::Take(()));
+                self.send(&vm, Order::Take(None));
             }
             _ => {}
         }
@@ -303,7 +296,7 @@ impl Snapshot {
             State::Preparing => self.enter(State::Arming, Some(&Order::Arm(())), self.limits.arm),
             State::Arming => {
                 self.commands.push(Command::Journal(Decision::Taken));
-                self.enter(State::Taking, Some(&Order::Take(())), self.limits.take);
+                self.enter(State::Taking, Some(&Order::Take(None)), self.limits.take);
             }
             State::Taking => self.all_cut(),
             State::Saving => self.commit(),

@@ -44,8 +44,9 @@ pub enum Step {
     Prepare(Vec<Prefix>),
     /// Strict := yes, if both halves stand at e.
     Arm,
-    /// The straddle: send := e+1; stop, fix disks and RAM, resume; receive := e+1.
-    Cut,
+    /// The straddle, at this instant of the host's clock or at once: send := e+1; stop, fix disks and RAM, resume;
+    /// receive := e+1.
+    Cut(Option<u64>),
     /// Word := {e+1, e+1, off}.
     Clear,
     /// Mark the local snapshot as committed.
@@ -138,6 +139,12 @@ impl Participant {
         }
     }
 
+    /// Is PREPARE or ARM done and the cut still to come?
+    #[must_use]
+    pub fn awaits_cut(&self) -> bool {
+        matches!(self.state, State::Prepared(_) | State::Armed(_))
+    }
+
     /// Is the local snapshot of [`open`](Self::open) durable?
     #[must_use]
     pub fn is_saved(&self) -> bool {
@@ -170,7 +177,9 @@ impl Participant {
         let Some(job) = &self.running else {
             return self.obey(envelope, order);
         };
-        let repeated = job.envelope.same_course(&envelope) && step_of(&order) == job.step;
+        // A repetition may name another instant, or none.
+        let same_step = std::mem::discriminant(&step_of(&order)) == std::mem::discriminant(&job.step);
+        let repeated = job.envelope.same_course(&envelope) && same_step;
         let abort_waits =
             matches!(&self.mailbox, Some((waiting, Order::Abort(_))) if waiting.same_course(&envelope));
         if !repeated && !abort_waits {
@@ -198,7 +207,7 @@ impl Participant {
         match order {
             Order::Prepare(members) => self.on_prepare(envelope, members),
             Order::Arm(()) => self.on_arm(envelope),
-            Order::Take(()) => self.on_take(envelope),
+            Order::Take(at_ns) => self.on_take(envelope, at_ns),
             Order::Clear(()) => self.on_clear(envelope),
             Order::Commit(()) | Order::Abort(_) => self.on_decision(envelope, &order),
             Order::Restore(()) => self.on_restore(envelope),
@@ -233,10 +242,10 @@ impl Participant {
         }
     }
 
-    fn on_take(&mut self, envelope: Envelope) {
+    fn on_take(&mut self, envelope: Envelope, at_ns: Option<u64>) {
         match &self.state {
             State::Armed(open) if open.same_course(&envelope) => {
-                self.start(Job { envelope, step: Step::Cut })
+                self.start(Job { envelope, step: Step::Cut(at_ns) })
             }
             State::Saving { envelope: open, cut } if open.same_course(&envelope) => {
                 let answer = Answer::Cut(cut.clone());
@@ -342,12 +351,12 @@ impl Participant {
                 self.wait_before_cut(State::Armed(envelope.clone()));
                 Answer::Armed(())
             }
-            (Step::Cut, Outcome::Cut(cut)) => {
+            (Step::Cut(_), Outcome::Cut(cut)) => {
                 self.state = State::Saving { envelope: envelope.clone(), cut: cut.clone() };
                 self.commands.push(Command::Save(envelope.clone()));
                 Answer::Cut(cut)
             }
-            (Step::Cut, _) => Answer::Refused(Failure::new(
+            (Step::Cut(_), _) => Answer::Refused(Failure::new(
                 FailureKind::Internal,
                 Phase::Take,
                 "the cut ended without a report of its times",
@@ -379,7 +388,7 @@ impl Participant {
         self.answer(envelope.clone(), Answer::Refused(failure));
         match step {
             // Whatever was half done is undone at once, without waiting for the coordinator's ABORT.
-            Step::Prepare(_) | Step::Arm | Step::Cut => self.start(Job { envelope, step: Step::Undo }),
+            Step::Prepare(_) | Step::Arm | Step::Cut(_) => self.start(Job { envelope, step: Step::Undo }),
             Step::Undo => self.state = State::Idle,
             // What is durable without its mark is reported as undecided at the next hello, and COMMIT is
             // legal in `Idle`; a member that stayed would refuse every later snapshot.
@@ -452,7 +461,7 @@ fn step_of(order: &Order) -> Step {
     match order {
         Order::Prepare(members) => Step::Prepare(members.clone()),
         Order::Arm(()) => Step::Arm,
-        Order::Take(()) => Step::Cut,
+        Order::Take(at_ns) => Step::Cut(*at_ns),
         Order::Clear(()) => Step::Clear,
         Order::Commit(()) => Step::Commit,
         Order::Abort(_) => Step::Undo,
@@ -469,7 +478,7 @@ pub fn phase_of(order: &Order) -> Phase {
     match order {
         Order::Prepare(_) => Phase::Prepare,
         Order::Arm(()) => Phase::Arm,
-        Order::Take(()) => Phase::Take,
+        Order::Take(_) => Phase::Take,
         Order::Clear(()) => Phase::Clear,
         Order::Commit(()) => Phase::Commit,
         Order::Abort(_) => Phase::Abort,

@@ -44,7 +44,7 @@ fn in_state(state: &str) -> Participant {
         "idle" => &[],
         "prepared" => &[Order::Prepare(vec![])],
         "armed" => &[Order::Prepare(vec![]), Order::Arm(())],
-        "saving" | "saved" => &[Order::Prepare(vec![]), Order::Arm(()), Order::Take(())],
+        "saving" | "saved" => &[Order::Prepare(vec![]), Order::Arm(()), Order::Take(None)],
         "loaded" => &[Order::Restore(())],
         other => panic!("no state {other}"),
     };
@@ -58,7 +58,7 @@ fn in_state(state: &str) -> Participant {
 }
 
 fn outcome(step: &Step) -> Outcome {
-    if *step == Step::Cut { Outcome::Cut(cut()) } else { Outcome::Done }
+    if matches!(step, Step::Cut(_)) { Outcome::Cut(cut()) } else { Outcome::Done }
 }
 
 /// Gives an order, lets every job succeed, and returns the answers.
@@ -104,7 +104,10 @@ fn every_order_in_every_state() {
             [&["Prepared"], &["Prepared"], &["Refused"], &["Refused"], &["Refused"], &["Refused"]],
         ),
         (Order::Arm(()), [&["Refused"], &["Armed"], &["Armed"], &["Refused"], &["Refused"], &["Refused"]]),
-        (Order::Take(()), [&["Refused"], &["Refused"], &["Cut"], &["Cut"], &["Cut", "Saved"], &["Refused"]]),
+        (
+            Order::Take(None),
+            [&["Refused"], &["Refused"], &["Cut"], &["Cut"], &["Cut", "Saved"], &["Refused"]],
+        ),
         (Order::Clear(()), [&[], &["Refused"], &["Refused"], &[], &[], &["Refused"]]),
         (
             Order::Commit(()),
@@ -145,7 +148,7 @@ fn every_order_repeated_has_the_effect_of_one() {
         for order in [
             Order::Prepare(vec![]),
             Order::Arm(()),
-            Order::Take(()),
+            Order::Take(None),
             Order::Commit(()),
             Order::Abort(String::new()),
         ] {
@@ -161,10 +164,13 @@ fn every_order_repeated_has_the_effect_of_one() {
 #[test]
 fn an_order_repeated_while_its_job_runs_starts_no_second_job() {
     let mut participant = in_state("armed");
-    assert_eq!(jobs(&participant.handle(Event::Order(envelope("s1"), Order::Take(())))), [Step::Cut]);
-    assert_eq!(participant.handle(Event::Order(envelope("s1"), Order::Take(()))), []);
+    let timed = Order::Take(Some(8));
+    assert_eq!(jobs(&participant.handle(Event::Order(envelope("s1"), timed))), [Step::Cut(Some(8))]);
+    assert_eq!(participant.handle(Event::Order(envelope("s1"), Order::Take(None))), []);
     let done = participant.handle(Event::JobDone(Ok(Outcome::Cut(cut()))));
     assert_eq!(jobs(&done), []);
+    let answers = done.iter().filter(|command| matches!(command, Command::Answer(..)));
+    assert_eq!(answers.count(), 1, "{done:?}");
 }
 
 #[test]
@@ -172,7 +178,7 @@ fn an_abort_that_comes_during_any_job_is_carried_out_after_it() {
     for (state, order) in [
         ("idle", Order::Prepare(vec![])),
         ("prepared", Order::Arm(())),
-        ("armed", Order::Take(())),
+        ("armed", Order::Take(None)),
         ("saved", Order::Clear(())),
     ] {
         for result in [true, false] {
@@ -182,7 +188,7 @@ fn an_abort_that_comes_during_any_job_is_carried_out_after_it() {
                 jobs(&commands)[..].to_vec().try_into().unwrap_or_else(|_| panic!("one job for {order:?}"));
             assert_eq!(participant.handle(Event::Order(envelope("s1"), Order::Abort(String::new()))), []);
             // A later, stale order must not push the abort out of the mailbox.
-            assert_eq!(participant.handle(Event::Order(envelope("s1"), Order::Take(()))), []);
+            assert_eq!(participant.handle(Event::Order(envelope("s1"), Order::Take(None))), []);
             let done = if result { Ok(outcome(&step)) } else { Err(failure()) };
             let commands = participant.handle(Event::JobDone(done));
             assert!(jobs(&commands).contains(&Step::Undo), "{order:?} then abort");
@@ -196,7 +202,7 @@ fn an_abort_that_comes_during_any_job_is_carried_out_after_it() {
 #[test]
 fn a_failed_step_before_the_commit_undoes_everything() {
     for (state, order) in
-        [("idle", Order::Prepare(vec![])), ("prepared", Order::Arm(())), ("armed", Order::Take(()))]
+        [("idle", Order::Prepare(vec![])), ("prepared", Order::Arm(())), ("armed", Order::Take(None))]
     {
         let mut participant = in_state(state);
         participant.handle(Event::Order(envelope("s1"), order));
@@ -239,7 +245,7 @@ fn lower_terms_and_other_incarnations_are_refused_in_every_state() {
     let orders = [
         Order::Prepare(vec![]),
         Order::Arm(()),
-        Order::Take(()),
+        Order::Take(None),
         Order::Clear(()),
         Order::Commit(()),
         Order::Abort(String::new()),

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::{interval, sleep};
-use unasnap_channel::{Identity, Writer, connect};
+use unasnap_channel::{Identity, Writer, connect, steady_ns};
 use unasnap_protocol::control::{
-    Answer, Colouring, CutReport, Envelope, Failure, FailureKind, Hello, HostSession, Inventory, Order,
-    SavedReport, ToHost, Undecided, VmReport, VmState,
+    Answer, ClockReading, Colouring, CoordinatorSession, CutReport, Envelope, Failure, FailureKind, Hello,
+    HostSession, Inventory, Order, SavedReport, ToHost, Undecided, VmReport, VmState,
 };
 use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::name::Name;
@@ -33,6 +33,17 @@ pub enum Fault {
     Forget,
 }
 
+/// How the host stands to time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// Its clock minus the coordinator's, nanoseconds.
+    pub ahead_ns: i64,
+    /// Its cuts begin so much later than they are ordered, nanoseconds.
+    pub late_ns: u64,
+    /// It does not tell what its clock shows.
+    pub silent: bool,
+}
+
 /// What the test and the host's thread share.
 struct Shared {
     name: Name,
@@ -47,6 +58,9 @@ struct Shared {
     held: Vec<(Name, Envelope)>,
     away: bool,
     stop: bool,
+    timing: Timing,
+    /// The instant of every TAKE, by the host's clock.
+    instants: Vec<Option<u64>>,
 }
 
 /// A host with its agent, in a thread of its own.
@@ -58,10 +72,10 @@ pub struct Host {
 impl Host {
     /// Connects a host of the cluster with these VMs.
     pub fn start(cluster: &Cluster, name: &str, vms: &[&str]) -> Self {
-        Self::with(cluster, name, vms, Colouring::Guest)
+        Self::with(cluster, name, vms, Colouring::Guest, Timing::default())
     }
 
-    pub fn with(cluster: &Cluster, name: &str, vms: &[&str], colouring: Colouring) -> Self {
+    pub fn with(cluster: &Cluster, name: &str, vms: &[&str], colouring: Colouring, timing: Timing) -> Self {
         let members = vms.iter().map(|vm| (Name::new(vm).unwrap(), Participant::new(0))).collect();
         let shared = Arc::new(Mutex::new(Shared {
             name: Name::new(name).unwrap(),
@@ -73,6 +87,8 @@ impl Host {
             held: Vec::new(),
             away: false,
             stop: false,
+            timing,
+            instants: Vec::new(),
         }));
         let (identity, address) = (cluster.identity(&format!("host-{name}")), cluster.address());
         let thread = std::thread::spawn({
@@ -96,6 +112,16 @@ impl Host {
 
     pub fn set_away(&self, away: bool) {
         self.shared.lock().unwrap().away = away;
+    }
+
+    /// From now on its clock is so far ahead.
+    pub fn set_clock(&self, ahead_ns: i64) {
+        self.shared.lock().unwrap().timing.ahead_ns = ahead_ns;
+    }
+
+    /// The instants of all TAKEs, by this host's clock.
+    pub fn instants(&self) -> Vec<Option<u64>> {
+        self.shared.lock().unwrap().instants.clone()
     }
 
     /// Names of the orders that this VM got.
@@ -147,6 +173,16 @@ async fn session(shared: &Mutex<Shared>, address: &str, identity: &Identity) {
             frame = reader.recv() => {
                 let Ok(Some(frame)) = frame else { return };
                 match ToHost::decode(&frame).unwrap() {
+                    ToHost::Session(CoordinatorSession::StillHere(asked_ns)) => {
+                        let reading = shared.lock().unwrap().read_clock(asked_ns);
+                        match reading {
+                            Some(reading) => {
+                                let reading = HostSession::ClockReading(reading);
+                                writer.send(&reading.encode(&())).await.is_ok()
+                            }
+                            None => true,
+                        }
+                    }
                     ToHost::Session(_) => true,
                     ToHost::Member(envelope, order) => {
                         let answers = shared.lock().unwrap().obey(envelope, order);
@@ -213,6 +249,16 @@ impl Shared {
         Inventory { vms: self.members.iter().map(report).collect(), free_bytes: 5 << 30 }
     }
 
+    fn now_ns(&self) -> u64 {
+        steady_ns().saturating_add_signed(self.timing.ahead_ns)
+    }
+
+    fn read_clock(&self, asked_ns: u64) -> Option<ClockReading> {
+        let now_ns = self.now_ns();
+        let reading = ClockReading { asked_ns, received_ns: now_ns, answered_ns: now_ns };
+        (!self.timing.silent).then_some(reading)
+    }
+
     fn take_fault(&mut self, order: &str) -> Option<Fault> {
         let found = self.faults.iter_mut().find(|(name, _, left)| *name == order && *left > 0)?;
         found.2 -= 1;
@@ -222,6 +268,9 @@ impl Shared {
     fn obey(&mut self, envelope: Envelope, order: Order) -> Option<Vec<(Envelope, Answer)>> {
         let vm = envelope.vm.clone();
         self.orders.push((vm.to_string(), order.name()));
+        if let Order::Take(at_ns) = order {
+            self.instants.push(at_ns);
+        }
         match self.take_fault(order.name()) {
             Some(Fault::Refuse) => {
                 let failure = Failure::new(FailureKind::Hypervisor, phase_of(&order), "QEMU died");
@@ -249,12 +298,14 @@ impl Shared {
         }
         let mut answers = Vec::new();
         for (vm, _) in std::mem::take(&mut self.held) {
-            answers.extend(self.event(&vm, Event::SaveDone(Ok(saved())))?);
+            let saved = saved(self.now_ns());
+            answers.extend(self.event(&vm, Event::SaveDone(Ok(saved)))?);
         }
         Some(answers)
     }
 
     fn event(&mut self, vm: &Name, event: Event) -> Option<Vec<(Envelope, Answer)>> {
+        let (now_ns, late_ns) = (self.now_ns(), self.timing.late_ns);
         let member = self.members.get_mut(vm)?;
         let mut commands = member.handle(event);
         let mut answers = Vec::new();
@@ -263,9 +314,12 @@ impl Shared {
             for command in commands {
                 match command {
                     Command::Answer(envelope, answer) => answers.push((envelope, answer)),
-                    Command::Do(job) => next.extend(member.handle(Event::JobDone(Ok(outcome(&job.step))))),
+                    Command::Do(job) => {
+                        let outcome = outcome(&job.step, now_ns, late_ns);
+                        next.extend(member.handle(Event::JobDone(Ok(outcome))));
+                    }
                     Command::Save(envelope) if self.hold_saves => self.held.push((vm.clone(), envelope)),
-                    Command::Save(_) => next.extend(member.handle(Event::SaveDone(Ok(saved())))),
+                    Command::Save(_) => next.extend(member.handle(Event::SaveDone(Ok(saved(now_ns))))),
                     Command::WakeAfter(_) => {}
                 }
             }
@@ -275,20 +329,15 @@ impl Shared {
     }
 }
 
-fn outcome(step: &Step) -> Outcome {
+fn outcome(step: &Step, now_ns: u64, late_ns: u64) -> Outcome {
     match step {
-        Step::Cut => Outcome::Cut(cut()),
+        Step::Cut(at_ns) => Outcome::Cut(cut(at_ns.unwrap_or(now_ns) + late_ns)),
         Step::Start(_) => Outcome::Started(vec!["the wall clock could not be set".to_owned()]),
         _ => Outcome::Done,
     }
 }
 
-fn now_ns() -> u64 {
-    u64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap()
-}
-
-fn cut() -> CutReport {
-    let start = now_ns();
+fn cut(start: u64) -> CutReport {
     CutReport {
         send_flipped_ns: start,
         stopped_ns: start + 1_000_000,
@@ -300,6 +349,7 @@ fn cut() -> CutReport {
     }
 }
 
-fn saved() -> SavedReport {
-    SavedReport { digest: [0xab; 32], bytes: 3 << 20, saved_ns: now_ns() + 20_000_000 }
+/// The fake does not wait for the instant of its cut, so that this must lie well behind it.
+fn saved(now_ns: u64) -> SavedReport {
+    SavedReport { digest: [0xab; 32], bytes: 3 << 20, saved_ns: now_ns + 200_000_000 }
 }

@@ -1,9 +1,10 @@
 //! One living instance: what it is doing, and its cuts.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
+use unasnap_channel::steady_ns;
 use unasnap_protocol::name::Name;
 
 use super::super::{CutTimes, HypervisorError, InPause, Pending, Vm, VmState};
@@ -138,19 +139,19 @@ impl QemuVm {
     ) -> Result<CutTimes, HypervisorError> {
         let (vm, process) = (self.name.as_str(), self.process()?);
         let mut watch = Watch::start();
-        let stopped_at = unix_ns();
+        let stopped_at = steady_ns();
         self.qmp.execute("stop", json!({})).await?;
         watch.lap("stop");
         disks::switch(&self.qmp, &self.instance.disks).await?;
         watch.lap("disks");
         ram::fix(&self.qmp, vm, self.way(), process, target).await?;
         watch.lap("ram");
-        let instant = unix_ns();
+        let instant = steady_ns();
         in_pause();
         watch.lap("flip");
         self.run_on().await?;
         watch.lap("resume");
-        let resumed_at = unix_ns();
+        let resumed_at = steady_ns();
         for chain in &mut self.instance.disks {
             chain.layers.extend(chain.next.take());
         }
@@ -298,11 +299,6 @@ async fn sync(path: &Path) -> Result<(), HypervisorError> {
     let work = move || std::fs::File::open(owned)?.sync_all();
     let result = tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other);
     result.and_then(|synced| synced).map_err(HypervisorError::file("flush", path))
-}
-
-fn unix_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Times of the steps of a pause.
