@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use unasnap_channel::steady_ns;
 use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Order, Phase};
-use unasnap_protocol::coordinator::clock::{CutInstant, skew};
+use unasnap_protocol::coordinator::clock::{MemberCut, skew};
 use unasnap_protocol::coordinator::snapshot::{Decision, Limits, Snapshot};
 use unasnap_protocol::coordinator::{Command, Event};
 use unasnap_protocol::name::Name;
@@ -137,7 +137,7 @@ impl Taking {
         let record = &mut self.stored.record;
         let cuts = record.members.iter().map(|member| {
             let bound_ns = self.clocks.bound_ns(&member.host);
-            Some(CutInstant { host: &member.host, ns: member.instant_ns?, bound_ns })
+            Some(MemberCut { host: &member.host, ns: member.instant_ns?, bound_ns })
         });
         let all_cut: Option<Vec<_>> = cuts.collect();
         let Some(skew) = all_cut.filter(|_| record.skew_ms.is_none()).and_then(|cuts| skew(&cuts)) else {

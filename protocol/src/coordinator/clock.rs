@@ -163,7 +163,7 @@ pub fn common_instant<'a>(now_ns: u64, clocks: impl IntoIterator<Item = &'a Host
 
 /// When one member cut, by the coordinator's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CutInstant<'a, H> {
+pub struct MemberCut<'a, H> {
     /// Its host.
     pub host: &'a H,
     /// The snapshot instant, nanoseconds.
@@ -186,7 +186,7 @@ pub struct Skew {
 /// The skew of these cuts; `None` if there are none. Members of one host share its clock, so that only hosts add to
 /// the bound: the two worst, as any two may be the first and the last.
 #[must_use]
-pub fn skew<H: Ord>(cuts: &[CutInstant<'_, H>]) -> Option<Skew> {
+pub fn skew<H: Ord>(cuts: &[MemberCut<'_, H>]) -> Option<Skew> {
     let first_ns = cuts.iter().map(|cut| cut.ns).min()?;
     let last_ns = cuts.iter().map(|cut| cut.ns).max()?;
     let mut hosts: Vec<_> = cuts.iter().map(|cut| (cut.host, cut.bound_ns)).collect();

@@ -97,14 +97,7 @@ fn experiment(layout: &Layout, artifacts: &Artifacts, coloured: bool, options: &
     let mut cluster = Cluster::create(&lab, artifacts, &folder, &scene)?;
     let mut consoles = cluster.consoles();
     let fate = steps(&talk, &lab, &mut cluster, &mut consoles, options);
-    lab.kill_everything()?;
-    match fate {
-        Ok(fate) => cluster.remove_state(&consoles).map(|()| fate),
-        Err(error) => {
-            cluster.keep_consoles(&consoles)?;
-            Err(error.context(format!("the control experiment failed; logs are in {}", folder.display())))
-        }
-    }
+    cluster.end("the control experiment", &consoles, fate)
 }
 
 fn steps(

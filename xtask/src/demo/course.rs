@@ -52,17 +52,7 @@ pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<
     let mut cluster = Cluster::create(&lab, artifacts, &folder, &scene)?;
     let mut consoles = cluster.consoles();
     let outcome = steps(&talk, &lab, &mut cluster, &mut consoles, options);
-    lab.kill_everything()?;
-    match outcome {
-        Ok(outcome) => {
-            cluster.remove_state(&consoles)?;
-            Ok(outcome)
-        }
-        Err(error) => {
-            cluster.keep_consoles(&consoles)?;
-            Err(error.context(format!("the demo failed; logs and state are in {}", folder.display())))
-        }
-    }
+    cluster.end("the demo", &consoles, outcome)
 }
 
 fn steps(
@@ -242,7 +232,9 @@ fn describe(snapshot: &Snapshot, token: u64) -> String {
         snapshot.members.iter().map(|member| (&member.vm, member.pause_ms)).collect();
     let longest = pauses.values().copied().fold(0.0, f64::max);
     format!(
-        "snapshot {} near token {token}: longest pause {longest:.1} ms, skew {:.1} ms, all saved in {:.0} ms",
-        snapshot.id, snapshot.skew_ms, snapshot.global_ms
+        "snapshot {} near token {token}: longest pause {longest:.1} ms, skew {} ms, all saved in {:.0} ms",
+        snapshot.id,
+        snapshot.skew(),
+        snapshot.global_ms
     )
 }

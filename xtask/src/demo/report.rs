@@ -100,7 +100,8 @@ pub fn json(outcome: &Outcome) -> Value {
             snapshot.members.iter().map(|member| (&member.vm, member.pause_ms)).collect();
         json!({
             "id": snapshot.id, "epoch": snapshot.epoch, "pause_ms": pauses,
-            "skew_ms": snapshot.skew_ms, "save_ms": snapshot.save_ms, "global_ms": snapshot.global_ms,
+            "skew_ms": snapshot.skew_ms, "skew_bound_ms": snapshot.skew_bound_ms,
+            "save_ms": snapshot.save_ms, "global_ms": snapshot.global_ms,
         })
     });
     let ring = outcome.ring.as_ref().map(|ring| {
@@ -131,7 +132,7 @@ pub fn table(outcome: &Outcome) -> String {
             snapshot.id.clone(),
             snapshot.epoch.to_string(),
             format!("{least:.1}-{most:.1}"),
-            format!("{:.1}", snapshot.skew_ms),
+            snapshot.skew(),
             format!("{:.0}", snapshot.save_ms),
             format!("{:.0}", snapshot.global_ms),
             if snapshot.id == outcome.restored { "restored" } else { "" }.to_owned(),
@@ -161,12 +162,13 @@ pub fn table(outcome: &Outcome) -> String {
 /// One line per VM and snapshot. Names are of letters, digits and dashes, so nothing needs quotes.
 fn csv(outcome: &Outcome) -> String {
     let mut text =
-        "snapshot,epoch,vm,host,pause_ms,straddle_ms,local_ms,skew_ms,save_ms,global_ms\n".to_owned();
+        "snapshot,epoch,vm,host,pause_ms,straddle_ms,local_ms,skew_ms,save_ms,global_ms,after_first_ms\n"
+            .to_owned();
     let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
     for snapshot in &outcome.snapshots {
         for member in &snapshot.members {
             text.push_str(&format!(
-                "{},{},{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3}\n",
+                "{},{},{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3}\n",
                 snapshot.id,
                 snapshot.epoch,
                 member.vm,
@@ -176,7 +178,8 @@ fn csv(outcome: &Outcome) -> String {
                 ms(member.send_flipped_ns, member.saved_ns),
                 snapshot.skew_ms,
                 snapshot.save_ms,
-                snapshot.global_ms
+                snapshot.global_ms,
+                member.after_first_ms
             ));
         }
     }
@@ -213,19 +216,27 @@ pub(super) mod tests {
             vm: vm.into(),
             host: "h1".into(),
             pause_ms: 10.0,
+            after_first_ms: (start - 9) as f64,
             send_flipped_ns: at(start),
             stopped_ns: at(start + 1),
             resumed_ns: at(start + 11),
             receive_flipped_ns: at(start + 12),
             saved_ns: at(start + 90),
         };
-        let phases =
-            Phases { prepare_ns: at(0), arm_ns: at(5), take_ns: at(8), clear_ns: at(25), commit_ns: at(105) };
+        let phases = Phases {
+            prepare_ns: at(0),
+            arm_ns: at(5),
+            take_ns: at(8),
+            cut_at_ns: Some(at(9)),
+            clear_ns: at(25),
+            commit_ns: at(105),
+        };
         Snapshot {
             id: "ring-000001".into(),
             epoch: 7,
             ram_way: "ram-copy".into(),
             skew_ms: 2.0,
+            skew_bound_ms: Some(0.25),
             save_ms: 90.0,
             global_ms: 97.0,
             members: vec![member("vm1", 9), member("vm2", 11)],
@@ -266,6 +277,6 @@ pub(super) mod tests {
         assert!(text.contains("ring-000001  7      10.0-10.0"), "{text}");
         assert!(text.contains("guest agent            4.0 MiB"), "{text}");
         let csv = csv(&outcome());
-        assert!(csv.contains("ring-000001,7,vm2,h1,10.000,12.000,90.000,2.000,90.000,97.000"), "{csv}");
+        assert!(csv.contains("ring-000001,7,vm2,h1,10.000,12.000,90.000,2.000,90.000,97.000,2.000"), "{csv}");
     }
 }

@@ -99,7 +99,8 @@ impl Panel {
         part(member.stopped_ns, member.resumed_ns, 2.0, PAUSE, "pause");
     }
 
-    /// The coordinator's steps that fall into this panel. ARM stands left of its line, since TAKE follows closely.
+    /// The coordinator's steps that fall into this panel. ARM stands left of its line, since TAKE follows closely; the instant
+    /// for which the cuts were ordered stands a line lower, since it follows TAKE closely.
     fn steps(&self, out: &mut String, snapshot: &Snapshot, bottom: f64) {
         let phases = &snapshot.phases;
         let steps = [
@@ -110,6 +111,10 @@ impl Panel {
             ("COMMIT", phases.commit_ns, "end"),
         ];
         let inside = |at: u64| at >= self.from && at as f64 <= self.from as f64 + self.span;
+        if let Some(at) = phases.cut_at_ns.filter(|at| inside(*at)) {
+            line(out, self.x(at), (self.top + HEAD - 12.0, bottom), PAUSE);
+            label(out, (self.x(at) + 3.0, self.top + HEAD - 2.0), "start", "ordered instant");
+        }
         for (name, at, anchor) in steps.into_iter().filter(|(_, at, _)| inside(*at)) {
             let (x, y) = (self.x(at), self.top + 30.0);
             line(out, x, (y, bottom), "#333");
@@ -184,6 +189,7 @@ mod tests {
         assert_eq!(count(">TAKE<"), 2);
         assert_eq!(count(">CLEAR<"), 2);
         assert_eq!(count(">COMMIT<"), 1);
+        assert_eq!(count(">ordered instant<"), 2);
         assert_eq!(count("NaN"), 0);
         assert_eq!(picture.matches("<rect").count(), picture.matches("</rect>").count() + 1);
     }

@@ -217,20 +217,23 @@ impl<'a> Cluster<'a> {
             .with_context(|| format!("{name} printed something unexpected: {answer}"))
     }
 
-    /// Keeps the guests' consoles beside the logs and removes the rest: RAM, disks, keys.
+    /// The end of `what`: kills everything, keeps the guests' consoles beside the logs, and removes the rest (RAM, disks,
+    /// keys), which stays for a look if it failed.
     ///
     /// # Errors
-    /// A file cannot be copied or removed.
-    pub fn remove_state(&self, consoles: &[Console]) -> Result<()> {
+    /// It failed, or a file cannot be copied or removed.
+    pub fn end<T>(&self, what: &str, consoles: &[Console], outcome: Result<T>) -> Result<T> {
+        self.lab.kill_everything()?;
         self.keep_consoles(consoles)?;
-        std::fs::remove_dir_all(&self.state).with_context(|| format!("removing {}", self.state.display()))
+        if outcome.is_ok() {
+            std::fs::remove_dir_all(&self.state)
+                .with_context(|| format!("removing {}", self.state.display()))?;
+        }
+        let (logs, state) = (self.logs.display(), self.state.display());
+        outcome.with_context(|| format!("{what} failed; its logs are in {logs}, its state in {state}"))
     }
 
-    /// Copies the guests' consoles beside the logs.
-    ///
-    /// # Errors
-    /// A file cannot be copied.
-    pub fn keep_consoles(&self, consoles: &[Console]) -> Result<()> {
+    fn keep_consoles(&self, consoles: &[Console]) -> Result<()> {
         for console in consoles.iter().filter(|console| console.path.exists()) {
             let copy = self.logs.join(format!("{}.console.log", console.vm));
             std::fs::copy(&console.path, &copy).with_context(|| format!("writing {}", copy.display()))?;

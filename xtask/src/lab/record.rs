@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub ram_way: String,
     /// Last cut instant minus first.
     pub skew_ms: f64,
+    /// How far that may be off; `None` when the hosts' clocks were not compared.
+    pub skew_bound_ms: Option<f64>,
     /// The slowest local snapshot.
     pub save_ms: f64,
     /// From TAKE to COMMIT.
@@ -28,6 +30,16 @@ pub struct Snapshot {
     pub members: Vec<Member>,
     /// The coordinator's steps.
     pub phases: Phases,
+}
+
+impl Snapshot {
+    /// For a reader: skew and what it may be off, ms.
+    pub fn skew(&self) -> String {
+        match self.skew_bound_ms {
+            Some(bound) => format!("{:.1} ± {bound:.1}", self.skew_ms),
+            None => format!("{:.1} ± ?", self.skew_ms),
+        }
+    }
 }
 
 /// One VM's part.
@@ -39,6 +51,8 @@ pub struct Member {
     pub host: String,
     /// How long its vCPUs stood still.
     pub pause_ms: f64,
+    /// The snapshot instant, counted from the first VM's.
+    pub after_first_ms: f64,
     /// The straddle begins.
     pub send_flipped_ns: u64,
     /// vCPUs stopped.
@@ -60,6 +74,8 @@ pub struct Phases {
     pub arm_ns: u64,
     /// TAKE sent.
     pub take_ns: u64,
+    /// The instant for which the cuts were ordered, if they were.
+    pub cut_at_ns: Option<u64>,
     /// CLEAR sent.
     pub clear_ns: u64,
     /// COMMIT journaled.

@@ -26,6 +26,7 @@ fn stored(epoch: Epoch, state: SnapshotState) -> Stored {
         members: Vec::new(),
         phases: PhaseTimes::default(),
         skew_ms: None,
+        skew_bound_ms: None,
         save_ms: None,
         global_ms: None,
     };

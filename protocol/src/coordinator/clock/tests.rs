@@ -126,8 +126,8 @@ fn instants_translate_there_and_back() {
 
 #[test]
 fn skew_is_as_uncertain_as_the_two_worst_clocks() {
-    let cut = |host, ns, bound_ns| CutInstant { host, ns, bound_ns };
-    let of = |cuts: &[CutInstant<'_, &str>]| skew(cuts).map(|skew| (skew.first_ns, skew.ns, skew.bound_ns));
+    let cut = |host, ns, bound_ns| MemberCut { host, ns, bound_ns };
+    let of = |cuts: &[MemberCut<'_, &str>]| skew(cuts).map(|skew| (skew.first_ns, skew.ns, skew.bound_ns));
     assert_eq!(of(&[]), None);
     let one_host = [cut(&"h1", 50, Some(9)), cut(&"h1", 20, Some(9))];
     assert_eq!(of(&one_host), Some((20, 30, Some(0))), "members of one host share its clock");
