@@ -195,7 +195,7 @@ async fn bounded(works: Arc<Works>, job: Job) -> Result<Outcome, Failure> {
 /// How long each step may take, and the phase it belongs to.
 fn limit(step: &Step) -> (Duration, Phase) {
     let (seconds, phase) = match step {
-        Step::Prepare(_) => (12, Phase::Prepare),
+        Step::Prepare(_) => (430, Phase::Prepare),
         Step::Arm => (3, Phase::Arm),
         Step::Cut(_) => (4, Phase::Take),
         Step::Clear => (3, Phase::Clear),

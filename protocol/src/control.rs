@@ -198,7 +198,7 @@ pub struct VmReport {
     pub state: VmState,
     /// How its packets are coloured.
     pub colouring: Colouring,
-    /// How its RAM is taken, once probed, e.g. `background-snapshot`.
+    /// How its RAM is taken, once probed, e.g. `live`.
     pub ram_way: String,
     /// What emulates its processor, e.g. `kvm`.
     pub accelerator: String,

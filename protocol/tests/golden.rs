@@ -119,7 +119,7 @@ fn inventory() -> Inventory {
         addresses: prefixes(),
         state: VmState::Running,
         colouring: Colouring::Guest,
-        ram_way: "background-snapshot".to_owned(),
+        ram_way: "live".to_owned(),
         accelerator: "kvm".to_owned(),
         guest: true,
         incarnation: 2,

@@ -18,7 +18,7 @@ use crate::layout::Layout;
 enum Missing {
     /// Debian packages from the release's own suites.
     Packages(Vec<&'static str>),
-    /// A QEMU that can take RAM in the background: 10 or newer.
+    /// A QEMU that can copy RAM of a running guest and hold the copy (8.2), and was tested: 10 or newer.
     Qemu,
     /// Debian's compiler as a rustup toolchain.
     Toolchain,

@@ -8,7 +8,7 @@
 //! | `process` | processes that outlive their parent |
 //! | `qmp` | the monitor protocol |
 //! | `vm` | one living instance: prepare, cut, save, discard |
-//! | `disks`, `ram`, `memfd` | the parts of a cut |
+//! | `disks`, `ram` | the parts of a cut |
 //! | `tap`, `tool` | network devices; programs of the host |
 //!
 //! QEMU daemonizes: it survives the host agent, whatever ends that, and is adopted by the next one.
@@ -34,7 +34,6 @@ use crate::store::manifest::{Accel, Facts, FileRole, RamWay};
 mod command;
 mod disks;
 mod instance;
-mod memfd;
 mod probe;
 mod process;
 mod qmp;
@@ -58,7 +57,7 @@ pub struct QemuConfig {
     /// `"auto"` (KVM if it really boots a guest here, else TCG), `"kvm"` or `"tcg"`.
     #[serde(default, deserialize_with = "auto_or")]
     pub accel: Option<Accel>,
-    /// `"auto"` (the best that QEMU can do here), `"background-snapshot"`, `"ram-copy"` or `"stop-and-save"`.
+    /// `"auto"` (the best that QEMU can do here), `"live"` or `"stop-and-save"`.
     #[serde(default, deserialize_with = "auto_or")]
     pub ram_way: Option<RamWay>,
 }
@@ -156,7 +155,7 @@ impl Qemu {
         let manifest = saved.manifest;
         let has = |role| manifest.files.iter().any(|file| file.role == role);
         let way = match () {
-            () if has(FileRole::Ram) => RamWay::RamCopy,
+            () if has(FileRole::Ram) => RamWay::Live,
             () if has(FileRole::MigrationStream) => RamWay::StopAndSave,
             () => return Err(unsupported("the snapshot holds no RAM: verify it".to_owned())),
         };
@@ -171,7 +170,9 @@ impl Qemu {
         // A snapshot fits the machine type it was taken on; how later cuts are made is this host's affair.
         let facts = Facts { machine: manifest.hypervisor.machine.clone(), ..self.facts.clone() };
         let chains = disks::from_snapshot(manifest, saved.folder, &vm.disks, &folder).await?;
-        let launch = Launch { vm, folder, facts, incarnation, begin: Begin::Incoming };
+        let ram = saved.folder.join(ram::RAM_FILE);
+        let begin = if way == RamWay::Live { Begin::IncomingAbove(&ram) } else { Begin::Incoming };
+        let launch = Launch { vm, folder, facts, incarnation, begin };
         let mut loaded = self.launch(launch, chains).await?;
         if let Err(error) = loaded.load(way, saved.folder).await {
             self.destroy_vm(&vm.name).await?;
@@ -185,7 +186,7 @@ impl Qemu {
         let Launch { vm, folder, facts, incarnation, begin } = launch;
         let taps = tap::create_all(&self.config.state_dir, vm).await?;
         let arguments = command::arguments(vm, &facts, &folder, &chains, &taps, begin);
-        let awaits_resume = begin == Begin::Incoming;
+        let awaits_resume = begin != Begin::Boot;
         let memory_bytes = vm.memory_bytes();
         let mut instance =
             Instance { process: None, incarnation, facts, memory_bytes, taps, disks: chains, awaits_resume };
@@ -246,7 +247,7 @@ struct Launch<'a> {
     folder: VmFolder,
     facts: Facts,
     incarnation: u64,
-    begin: Begin,
+    begin: Begin<'a>,
 }
 
 impl Hypervisor for Qemu {

@@ -8,7 +8,7 @@ use unasnap_protocol::name::Name;
 use crate::definition::VmDefinition;
 
 /// Version of the folder's layout and of the manifest that this build writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Name of the manifest in a snapshot's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// Largest manifest that is read, bytes.
@@ -87,10 +87,8 @@ impl Accel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RamWay {
-    /// RAM is write-protected at the instant and saved behind the running VM.
-    BackgroundSnapshot,
-    /// The data extents of shared RAM are copied during the pause.
-    RamCopy,
+    /// RAM is copied before the pause, and what changed meanwhile in it.
+    Live,
     /// The VM stands still until everything is written.
     StopAndSave,
 }
@@ -100,8 +98,7 @@ impl RamWay {
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
-            Self::BackgroundSnapshot => "background-snapshot",
-            Self::RamCopy => "ram-copy",
+            Self::Live => "live",
             Self::StopAndSave => "stop-and-save",
         }
     }

@@ -20,7 +20,7 @@ fn saved() -> Saved {
         version: "10".to_owned(),
         machine: "pc".to_owned(),
         accel: Accel::Tcg,
-        ram_way: RamWay::RamCopy,
+        ram_way: RamWay::Live,
     };
     let file = |name: &str, role| SavedFile { name: name.to_owned(), role, blake3: None };
     let files = vec![file("ram", FileRole::Ram), file("devices", FileRole::DeviceState)];
@@ -95,7 +95,7 @@ fn every_kind_of_damage_is_named() {
             "manifest.json is damaged: it is missing",
         ),
         (|folder| fs::write(folder.join(MANIFEST_FILE), "{").unwrap(), "it is not JSON"),
-        (|folder| edit(folder, "\"format\": 1", "\"format\": 2"), "its format is 2"),
+        (|folder| edit(folder, "\"format\": 2", "\"format\": 3"), "its format is 3"),
         (|folder| edit(folder, "\"name\": \"ram\"", "\"name\": \"../ram\""), "is not a file of the folder"),
         (|folder| edit(folder, "\"snapshot\": \"s\"", "\"snapshot\": \"t\""), "it holds snapshot t of VM a"),
     ];

@@ -132,6 +132,7 @@ impl Bench {
     pub async fn snapshot(&self, vm: &mut dyn Vm, snapshot: &str) -> CutTimes {
         let draft = self.store.begin(&name(snapshot), &self.vm.name).unwrap();
         vm.prepare_cut(draft.folder()).await.unwrap();
+        vm.arm_cut().await.unwrap();
         let times = vm.cut(Box::new(|| {})).await.unwrap();
         self.finish(vm, draft, snapshot).await;
         times

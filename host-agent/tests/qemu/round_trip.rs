@@ -43,13 +43,8 @@ async fn round_trip(bench: &Bench) {
 }
 
 #[test]
-fn background_snapshot_restores() {
-    with_bench(Some(RamWay::BackgroundSnapshot), |bench| Box::pin(round_trip(bench)));
-}
-
-#[test]
-fn ram_copy_restores() {
-    with_bench(Some(RamWay::RamCopy), |bench| Box::pin(round_trip(bench)));
+fn live_restores() {
+    with_bench(Some(RamWay::Live), |bench| Box::pin(round_trip(bench)));
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub enum Decision {
 /// How long each phase may last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// PREPARE: probes, overlays, pre-faulted memory.
+    /// PREPARE: probes, overlays, the first copy of RAM. A host that hangs or is cut off is noticed much earlier.
     pub prepare: Duration,
     /// ARM: one message to each guest.
     pub arm: Duration,
@@ -59,7 +59,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            prepare: Duration::from_secs(15),
+            prepare: Duration::from_secs(440),
             arm: Duration::from_secs(3),
             take: Duration::from_secs(5),
             save: Duration::from_secs(600),

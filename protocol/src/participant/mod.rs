@@ -14,8 +14,8 @@
 //! Each arrow is a [`Job`] that the shell carries out; one runs at a time (saving runs beside them),
 //! and each is bounded by the shell. An order that comes meanwhile waits in a mailbox of one place,
 //! where ABORT replaces all others. Every order may be repeated; ABORT is legal in every state; a
-//! member that waits before its cut for longer than [`PRE_CUT_LEASE`] aborts by itself; after its cut
-//! it keeps what it has until it hears COMMIT or ABORT.
+//! member that waits before its cut for longer than [`PREPARED_LEASE`] or [`ARMED_LEASE`] aborts by itself; after
+//! its cut it keeps what it has until it hears COMMIT or ABORT.
 
 use std::time::Duration;
 
@@ -25,8 +25,10 @@ use crate::guest::Prefix;
 #[cfg(test)]
 mod tests;
 
-/// How long a member waits for the next order before its cut.
-pub const PRE_CUT_LEASE: Duration = Duration::from_secs(10);
+/// How long a prepared member waits for ARM: a little longer than the others may take to prepare.
+pub const PREPARED_LEASE: Duration = Duration::from_secs(450);
+/// How long an armed member, which drops uncoloured packets, waits for TAKE.
+pub const ARMED_LEASE: Duration = Duration::from_secs(10);
 
 /// Work for the shell: one step under the envelope that ordered it.
 #[derive(Debug, Clone, PartialEq)]
@@ -344,11 +346,11 @@ impl Participant {
     fn on_success(&mut self, Job { envelope, step }: Job, outcome: Outcome) {
         let answer = match (step, outcome) {
             (Step::Prepare(_), _) => {
-                self.wait_before_cut(State::Prepared(envelope.clone()));
+                self.wait_before_cut(State::Prepared(envelope.clone()), PREPARED_LEASE);
                 Answer::Prepared(())
             }
             (Step::Arm, _) => {
-                self.wait_before_cut(State::Armed(envelope.clone()));
+                self.wait_before_cut(State::Armed(envelope.clone()), ARMED_LEASE);
                 Answer::Armed(())
             }
             (Step::Cut(_), Outcome::Cut(cut)) => {
@@ -419,14 +421,16 @@ impl Participant {
     }
 
     fn on_deadline(&mut self) {
-        let (State::Prepared(envelope) | State::Armed(envelope)) = &self.state else {
-            return;
+        let (envelope, waited) = match &self.state {
+            State::Prepared(envelope) => (envelope, PREPARED_LEASE),
+            State::Armed(envelope) => (envelope, ARMED_LEASE),
+            _ => return,
         };
         if self.running.is_some() {
             return;
         }
         let envelope = envelope.clone();
-        let text = format!("no order came from the coordinator for {} s", PRE_CUT_LEASE.as_secs());
+        let text = format!("no order came from the coordinator for {} s", waited.as_secs());
         self.answer(
             envelope.clone(),
             Answer::Refused(Failure::new(FailureKind::TimedOut, Phase::Abort, text)),
@@ -434,9 +438,9 @@ impl Participant {
         self.start(Job { envelope, step: Step::Undo });
     }
 
-    fn wait_before_cut(&mut self, state: State) {
+    fn wait_before_cut(&mut self, state: State, lease: Duration) {
         self.state = state;
-        self.commands.push(Command::WakeAfter(Some(PRE_CUT_LEASE)));
+        self.commands.push(Command::WakeAfter(Some(lease)));
     }
 
     fn answer(&mut self, envelope: Envelope, answer: Answer) {

@@ -234,7 +234,7 @@ pub(super) mod tests {
         Snapshot {
             id: "ring-000001".into(),
             epoch: 7,
-            ram_way: "ram-copy".into(),
+            ram_way: "live".into(),
             skew_ms: 2.0,
             skew_bound_ms: Some(0.25),
             save_ms: 90.0,
@@ -251,7 +251,7 @@ pub(super) mod tests {
             coloured: true,
             vms: 2,
             hosts: 1,
-            ram_way: "ram-copy".into(),
+            ram_way: "live".into(),
             snapshots: vec![example()],
             restored: "ring-000001".into(),
             restore_ms: 321.0,

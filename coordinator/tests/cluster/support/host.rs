@@ -241,7 +241,7 @@ impl Shared {
             addresses: vec![Prefix::V4([10, 0, 0, 1], 32)],
             state: VmState::Running,
             colouring: self.colouring,
-            ram_way: "background-snapshot".to_owned(),
+            ram_way: "live".to_owned(),
             accelerator: "tcg".to_owned(),
             guest: true,
             incarnation: member.incarnation(),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::instance::{Chain, VmFolder};
 use crate::definition::VmDefinition;
-use crate::store::manifest::{Accel, Facts, RamWay};
+use crate::store::manifest::{Accel, Facts};
 
 /// Program that is run.
 pub(super) const BINARY: &str = "qemu-system-x86_64";
@@ -15,11 +15,13 @@ const GUEST_PORT: &str = "org.unasnap.guest.0";
 
 /// How a new process begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Begin {
+pub(super) enum Begin<'a> {
     /// Boot.
     Boot,
-    /// Wait, paused, for `migrate-incoming`.
+    /// Wait, paused, for `migrate-incoming` of RAM and devices.
     Incoming,
+    /// Wait, paused, for `migrate-incoming` of the devices; RAM is this file, of which the guest changes its own copy.
+    IncomingAbove(&'a Path),
 }
 
 /// Id of disk `index`'s device; its node of the operator's image has the same name plus `-base`.
@@ -28,24 +30,28 @@ pub(super) fn disk_id(index: usize) -> String {
 }
 
 /// Arguments common to a VM and to the probe of what QEMU can do with one.
-pub(super) fn machine(facts: &Facts, memory_mb: u64) -> Vec<String> {
+pub(super) fn machine(facts: &Facts, memory_mb: u64, begin: Begin<'_>) -> Vec<String> {
     let accel = match facts.accel {
         Accel::Kvm => "kvm",
         Accel::Tcg => "tcg,thread=multi",
     };
     let cpu = if facts.accel == Accel::Kvm { "host" } else { "max" };
-    // The first write-protection of RAM that was never touched takes long, so there it is touched beforehand;
-    // a copy of RAM in contrast wants to find holes.
-    let prealloc = if facts.ram_way == RamWay::BackgroundSnapshot { "on" } else { "off" };
-    let memory = format!("memory-backend-memfd,id=ram0,size={memory_mb}M,share=on,prealloc={prealloc}");
-    // Without these two, device state that was saved alone cannot be loaded.
+    // Both can be found, and their pages written, from outside; a private file is read where the guest touches it.
+    let memory = match begin {
+        Begin::Boot | Begin::Incoming => "memory-backend-memfd,share=on".to_owned(),
+        Begin::IncomingAbove(ram) => {
+            format!("memory-backend-file,mem-path={},share=off,readonly=on,rom=off", option_value(ram))
+        }
+    };
+    // Without `suppress-vmdesc` and `send-configuration`, device state that was saved alone cannot be loaded.
     let machine = format!("{},memory-backend=ram0,suppress-vmdesc=on,vmport=off", facts.machine);
     let text = format!(
         "-nodefaults -no-user-config -display none -no-reboot -msg timestamp=on \
-         -machine {machine} -global migration.send-configuration=off -accel {accel} -cpu {cpu} \
-         -m {memory_mb}M -object {memory}"
+         -machine {machine} -global migration.send-configuration=off -accel {accel} -cpu {cpu} -m {memory_mb}M"
     );
-    text.split_whitespace().map(str::to_owned).collect()
+    let mut arguments: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+    arguments.extend(["-object".to_owned(), format!("{memory},id=ram0,size={memory_mb}M")]);
+    arguments
 }
 
 /// All arguments of a VM.
@@ -55,9 +61,9 @@ pub(super) fn arguments(
     folder: &VmFolder,
     chains: &[Chain],
     taps: &[String],
-    begin: Begin,
+    begin: Begin<'_>,
 ) -> Vec<String> {
-    let mut arguments = machine(facts, vm.memory_mb);
+    let mut arguments = machine(facts, vm.memory_mb, begin);
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     add("-name", format!("{},debug-threads=on", vm.name));
     add("-smp", vm.cpus.to_string());
@@ -85,7 +91,7 @@ pub(super) fn arguments(
     if let Some(initrd) = &vm.initrd {
         add("-initrd", initrd.display().to_string());
     }
-    if begin == Begin::Incoming {
+    if begin != Begin::Boot {
         arguments.extend(["-S", "-incoming", "defer"].map(str::to_owned));
     }
     arguments

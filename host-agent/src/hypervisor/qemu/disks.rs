@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::super::HypervisorError;
 use super::command::{disk_id, node};
 use super::instance::{Chain, Layer, VmFolder};
-use super::qmp::Qmp;
+use super::qmp::{Command, Qmp};
 use super::tool::run;
 use crate::definition::Disk;
 use crate::store::files;
@@ -82,16 +82,13 @@ pub(super) async fn open_overlays(
     Ok(())
 }
 
-/// Switches every disk to its opened overlay, all or none.
-pub(super) async fn switch(qmp: &Qmp, chains: &[Chain]) -> Result<(), HypervisorError> {
+/// The command that switches every disk to its opened overlay, all or none; none is needed without disks.
+pub(super) fn switch(chains: &[Chain]) -> Option<Command> {
     let pairs = chains.iter().filter_map(|chain| Some((chain.active().node(), chain.next.as_ref()?.node())));
     let actions: Vec<Value> = pairs
         .map(|(node, overlay)| json!({"type": "blockdev-snapshot", "data": {"node": node, "overlay": overlay}}))
         .collect();
-    if !actions.is_empty() {
-        qmp.execute("transaction", json!({"actions": actions})).await?;
-    }
-    Ok(())
+    (!actions.is_empty()).then(|| ("transaction", json!({"actions": actions})))
 }
 
 /// Brings `chains` in line with QEMU's block graph, which alone knows whether a switch or a merge happened.

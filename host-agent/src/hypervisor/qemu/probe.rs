@@ -9,10 +9,9 @@ use serde_json::json;
 use tokio::process::{Child, Command};
 
 use super::super::HypervisorError;
-use super::command::{BINARY, machine};
-use super::process::Process;
+use super::command::{BINARY, Begin, machine};
 use super::qmp::Qmp;
-use super::{QemuConfig, memfd};
+use super::{QemuConfig, ram};
 use crate::store::files::write_durably;
 use crate::store::manifest::{Accel, Facts, RamWay};
 
@@ -47,8 +46,8 @@ pub(super) async fn probe(config: &QemuConfig) -> Result<Facts, HypervisorError>
     facts.version = probe.version().await?;
     facts.machine = probe.machine_type().await?;
     facts.ram_way = match config.ram_way {
-        Some(forced) => probe.can(forced).await.map(|()| forced)?,
-        None => probe.best_ram_way().await?,
+        Some(forced) => ram::probe(&probe.qmp, forced).await.map(|()| forced)?,
+        None => probe.best_ram_way().await,
     };
     drop(probe);
     facts.accel = match config.accel {
@@ -60,7 +59,7 @@ pub(super) async fn probe(config: &QemuConfig) -> Result<Facts, HypervisorError>
 
 /// A QEMU without a guest, killed when this is dropped.
 struct Probe {
-    child: Child,
+    _child: Child,
     qmp: Qmp,
     folder: PathBuf,
 }
@@ -72,7 +71,7 @@ impl Probe {
         let (socket, log) = (folder.join("qmp.sock"), folder.join("log"));
         let output = std::fs::File::create(&log).map_err(HypervisorError::file("create", &log))?;
         let mut command = Command::new(BINARY);
-        command.args(machine(facts, PROBE_MEMORY_MB)).arg("-S").arg("-qmp");
+        command.args(machine(facts, PROBE_MEMORY_MB, Begin::Boot)).arg("-S").arg("-qmp");
         command.arg(format!("unix:{},server=on,wait=off", socket.display()));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| {
@@ -93,7 +92,7 @@ impl Probe {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
-        Ok(Self { child, qmp, folder })
+        Ok(Self { _child: child, qmp, folder })
     }
 
     async fn version(&self) -> Result<String, HypervisorError> {
@@ -111,36 +110,14 @@ impl Probe {
         Ok(pc.and_then(|machine| machine["name"].as_str()).unwrap_or("pc").to_owned())
     }
 
-    async fn best_ram_way(&self) -> Result<RamWay, HypervisorError> {
-        for way in [RamWay::BackgroundSnapshot, RamWay::RamCopy] {
-            match self.can(way).await {
-                Ok(()) => return Ok(way),
-                Err(error) => tracing::info!(?way, %error, "QEMU cannot take RAM this way here"),
+    async fn best_ram_way(&self) -> RamWay {
+        match ram::probe(&self.qmp, RamWay::Live).await {
+            Ok(()) => RamWay::Live,
+            Err(error) => {
+                tracing::warn!(%error, "this QEMU is older than 8.2: VMs stand still while they are saved");
+                RamWay::StopAndSave
             }
         }
-        Ok(RamWay::StopAndSave)
-    }
-
-    /// Tries a way on the probe's VM.
-    async fn can(&self, way: RamWay) -> Result<(), HypervisorError> {
-        match way {
-            RamWay::BackgroundSnapshot => {
-                let capabilities = json!([{"capability": "background-snapshot", "state": true}]);
-                self.qmp.execute("migrate-set-capabilities", json!({"capabilities": capabilities})).await?;
-            }
-            RamWay::RamCopy => {
-                let devices = self.folder.join("devices");
-                let arguments = json!({"filename": devices, "live": false});
-                self.qmp.execute("xen-save-devices-state", arguments).await?;
-                let process = self.child.id().and_then(Process::of);
-                let process = process.ok_or_else(|| HypervisorError::Unsupported {
-                    what: format!("{BINARY} ended while it was probed"),
-                })?;
-                memfd::save(process, &self.folder.join("ram")).await?;
-            }
-            RamWay::StopAndSave => {}
-        }
-        Ok(())
     }
 }
 

@@ -1,19 +1,22 @@
 //! The QEMU machine protocol: JSON lines over a unix socket.
 //!
 //! One task owns the socket; [`Qmp::execute`] hands it a command and waits for the answer with the same id.
-//! So a future that is dropped in the middle of a command never leaves half a line on the wire. Events are
-//! skipped: whatever matters is asked for.
+//! So a future that is dropped in the middle of a command never leaves half a line on the wire. Of the events
+//! only the last status of a migration is kept: whatever else matters is asked for.
 
 use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::HypervisorError;
 
@@ -28,14 +31,22 @@ pub(super) struct Qmp {
     vm: String,
     log: PathBuf,
     requests: mpsc::Sender<Request>,
+    migration: watch::Receiver<String>,
 }
 
+/// A command and its arguments.
+pub(super) type Command = (&'static str, Value);
+
+/// Commands that go out in one piece, and perhaps a descriptor with the first of them.
 #[derive(Debug)]
 struct Request {
-    command: &'static str,
-    arguments: Value,
-    answer: oneshot::Sender<Result<Value, Refusal>>,
+    commands: Vec<Command>,
+    descriptor: Option<OwnedFd>,
+    answers: Vec<oneshot::Sender<Answer>>,
 }
+
+/// What became of a command, and when that was known.
+type Answer = (Instant, Result<Value, Refusal>);
 
 /// QEMU's own words about a command.
 #[derive(Debug, Deserialize)]
@@ -50,6 +61,9 @@ struct Line {
     #[serde(rename = "return")]
     value: Option<Value>,
     error: Option<Refusal>,
+    event: Option<String>,
+    #[serde(default)]
+    data: Value,
 }
 
 impl Qmp {
@@ -70,8 +84,9 @@ impl Qmp {
             }
         }
         let (requests, inbox) = mpsc::channel(4);
-        tokio::spawn(serve(lines, writer, inbox));
-        let qmp = Self { vm: vm.to_owned(), log: log.to_owned(), requests };
+        let (status, migration) = watch::channel(String::new());
+        tokio::spawn(serve(lines, writer, inbox, status));
+        let qmp = Self { vm: vm.to_owned(), log: log.to_owned(), requests, migration };
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)
     }
@@ -85,23 +100,90 @@ impl Qmp {
         command: &'static str,
         arguments: Value,
     ) -> Result<Value, HypervisorError> {
-        let (answer, reply) = oneshot::channel();
-        let exchange = async {
-            self.requests.send(Request { command, arguments, answer }).await.ok()?;
-            reply.await.ok()
-        };
+        let mut answers = self.hand_over(vec![(command, arguments)], None).await;
+        self.answer(command, answers.pop()).await.map(|(_, value)| value)
+    }
+
+    /// Runs one command that takes a descriptor.
+    ///
+    /// # Errors
+    /// As of [`execute`](Self::execute).
+    pub(super) async fn execute_with_fd(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        descriptor: OwnedFd,
+    ) -> Result<Value, HypervisorError> {
+        let mut answers = self.hand_over(vec![(command, arguments)], Some(descriptor)).await;
+        self.answer(command, answers.pop()).await.map(|(_, value)| value)
+    }
+
+    /// Runs commands one after the other without a round trip between them, and returns when each had been
+    /// carried out. QEMU does not leave one out because an earlier one failed.
+    ///
+    /// # Errors
+    /// That of the first that failed.
+    pub(super) async fn sequence(&self, commands: Vec<Command>) -> Result<Vec<Instant>, HypervisorError> {
+        let names: Vec<&'static str> = commands.iter().map(|(command, _)| *command).collect();
+        let answers = self.hand_over(commands, None).await;
+        let mut instants = Vec::new();
+        for (command, answer) in names.into_iter().zip(answers) {
+            instants.push(self.answer(command, Some(answer)).await?.0);
+        }
+        Ok(instants)
+    }
+
+    /// Waits until an event tells that the migration has this status; the caller bounds the wait.
+    ///
+    /// # Errors
+    /// `Refused` when the migration ends instead, `Gone` when QEMU does.
+    pub(super) async fn migration_status(&self, wanted: &str) -> Result<(), HypervisorError> {
+        let mut migration = self.migration.clone();
+        let settled = |status: &String| status == wanted || matches!(status.as_str(), "failed" | "completed");
+        match migration.wait_for(settled).await.as_deref() {
+            Ok(status) if status == wanted => Ok(()),
+            Ok(status) => Err(HypervisorError::Refused {
+                vm: self.vm.clone(),
+                command: "migrate".to_owned(),
+                reason: format!("the migration has {status}"),
+            }),
+            Err(_) => Err(self.gone("migrate")),
+        }
+    }
+
+    async fn hand_over(
+        &self,
+        commands: Vec<Command>,
+        descriptor: Option<OwnedFd>,
+    ) -> Vec<oneshot::Receiver<Answer>> {
+        let (answers, receivers) = commands.iter().map(|_| oneshot::channel()).unzip();
+        // If nobody takes it, the answers' senders are dropped, and that is what the receivers tell.
+        let _ = self.requests.send(Request { commands, descriptor, answers }).await;
+        receivers
+    }
+
+    async fn answer(
+        &self,
+        command: &'static str,
+        answer: Option<oneshot::Receiver<Answer>>,
+    ) -> Result<(Instant, Value), HypervisorError> {
+        let Some(answer) = answer else { return Err(self.gone(command)) };
         let vm = || self.vm.clone();
-        match tokio::time::timeout(PATIENCE, exchange).await {
-            Ok(Some(Ok(value))) => Ok(value),
-            Ok(Some(Err(refusal))) => {
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(Ok((instant, Ok(value)))) => Ok((instant, value)),
+            Ok(Ok((_, Err(refusal)))) => {
                 Err(HypervisorError::Refused { vm: vm(), command: command.to_owned(), reason: refusal.desc })
             }
-            Ok(None) => Err(HypervisorError::Gone {
-                vm: vm(),
-                what: format!("during {command}"),
-                log: self.log.clone(),
-            }),
+            Ok(Err(_)) => Err(self.gone(command)),
             Err(_) => Err(HypervisorError::TimedOut { vm: vm(), what: command.to_owned(), after: PATIENCE }),
+        }
+    }
+
+    fn gone(&self, command: &str) -> HypervisorError {
+        HypervisorError::Gone {
+            vm: self.vm.clone(),
+            what: format!("during {command}"),
+            log: self.log.clone(),
         }
     }
 
@@ -117,6 +199,7 @@ async fn serve(
     mut lines: BufReader<OwnedReadHalf>,
     mut writer: OwnedWriteHalf,
     mut inbox: mpsc::Receiver<Request>,
+    migration: watch::Sender<String>,
 ) {
     let (sender, mut received) = mpsc::channel(16);
     // Reading a line is not safe to cancel, so it has a task of its own.
@@ -127,30 +210,50 @@ async fn serve(
             }
         }
     });
-    let mut waiting: HashMap<u64, oneshot::Sender<Result<Value, Refusal>>> = HashMap::new();
+    let mut waiting: HashMap<u64, oneshot::Sender<Answer>> = HashMap::new();
     let mut next_id = 0_u64;
     loop {
         tokio::select! {
             request = inbox.recv() => {
-                let Some(Request { command, arguments, answer }) = request else { break };
-                next_id += 1;
-                waiting.insert(next_id, answer);
-                let mut line = json!({"execute": command, "arguments": arguments, "id": next_id}).to_string();
-                line.push('\n');
-                if writer.write_all(line.as_bytes()).await.is_err() {
+                let Some(Request { commands, descriptor, answers }) = request else { break };
+                let mut text = String::new();
+                for ((command, arguments), answer) in commands.into_iter().zip(answers) {
+                    next_id += 1;
+                    waiting.insert(next_id, answer);
+                    text += &json!({"execute": command, "arguments": arguments, "id": next_id}).to_string();
+                    text.push('\n');
+                }
+                if write(&mut writer, text.as_bytes(), descriptor).await.is_err() {
                     break;
                 }
             }
             line = received.recv() => {
                 let Some(line) = line else { break };
+                if line.event.as_deref() == Some("MIGRATION") {
+                    migration.send_replace(line.data["status"].as_str().unwrap_or_default().to_owned());
+                }
                 if let Some(answer) = line.id.and_then(|id| waiting.remove(&id)) {
                     // The one who asked may have gone away; that is his right.
-                    let _ = answer.send(line.error.map_or(Ok(line.value.unwrap_or_default()), Err));
+                    let _ = answer.send((Instant::now(), line.error.map_or(Ok(line.value.unwrap_or_default()), Err)));
                 }
             }
         }
     }
     reading.abort();
+}
+
+/// Writes everything, the descriptor with the first byte.
+async fn write(writer: &mut OwnedWriteHalf, text: &[u8], descriptor: Option<OwnedFd>) -> io::Result<()> {
+    let Some(descriptor) = descriptor else { return writer.write_all(text).await };
+    let stream: &UnixStream = writer.as_ref();
+    let descriptors = [descriptor.as_raw_fd()];
+    let send = || {
+        let messages = [ControlMessage::ScmRights(&descriptors)];
+        let parts = [IoSlice::new(text)];
+        Ok(sendmsg::<()>(stream.as_raw_fd(), &parts, &messages, MsgFlags::empty(), None)?)
+    };
+    let sent = stream.async_io(Interest::WRITABLE, send).await?;
+    writer.write_all(&text[sent..]).await
 }
 
 /// `None` at the end of the stream.

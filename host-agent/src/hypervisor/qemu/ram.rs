@@ -1,28 +1,32 @@
-//! The three ways of giving RAM its instant, and loading it again.
+//! The two ways of giving RAM its instant, and loading it again.
 //!
-//! | way | in the pause | behind the running VM | files |
-//! |---|---|---|---|
-//! | `background-snapshot` | device state is taken, every page write-protected | pages are written, those that the guest wants to change first | `ram` (migration stream) |
-//! | `ram-copy` | device state is taken, the data of the shared RAM copied | | `ram` (bytes), `devices` |
-//! | `stop-and-save` | everything is written | | `ram` (migration stream) |
+//! | way | before the pause | in the pause | files | a new VM |
+//! |---|---|---|---|---|
+//! | `live` | everything is copied, and copied again where it changed | the last changes, and the devices | `ram` (page N at page N), `devices` (migration stream) | maps `ram` privately and begins at once |
+//! | `stop-and-save` | | everything is written | `ram` (migration stream) | reads everything |
+//!
+//! `live` is [`live`]; `stop-and-save` is for a QEMU that is too old for it, and what `live` is measured against.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
+pub(super) use self::live::Precopy;
 use super::super::HypervisorError;
-use super::memfd;
-use super::process::Process;
 use super::qmp::Qmp;
 use crate::store::manifest::{FileRole, RamWay};
 
-/// Migration stream, or bytes of RAM.
+mod image;
+mod live;
+mod receiver;
+mod stream;
+
+/// Bytes of RAM, or a migration stream.
 pub(super) const RAM_FILE: &str = "ram";
-/// Device state without RAM.
+/// Device state, as a migration stream.
 pub(super) const DEVICES_FILE: &str = "devices";
-/// How long write protection may take to be in force.
-const PROTECT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the bytes of one VM may take to be written or read.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(3600);
 /// How long a cancelled migration may take to end.
@@ -30,57 +34,115 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between two questions while bytes are transferred.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
+/// RAM's part of a cut under way.
+#[derive(Debug)]
+pub(super) enum Taking {
+    /// By [`RamWay::Live`].
+    Live(Box<Precopy>),
+    /// By [`RamWay::StopAndSave`].
+    StopAndSave,
+}
+
+/// The thread that makes RAM durable.
+pub(super) type Saving = JoinHandle<Result<(), HypervisorError>>;
+
 /// Files that a way produces, in the order in which they are listed in the manifest.
 pub(super) fn files(way: RamWay) -> &'static [(&'static str, FileRole)] {
     match way {
-        RamWay::RamCopy => &[(RAM_FILE, FileRole::Ram), (DEVICES_FILE, FileRole::DeviceState)],
-        RamWay::BackgroundSnapshot | RamWay::StopAndSave => &[(RAM_FILE, FileRole::MigrationStream)],
+        RamWay::Live => &[(RAM_FILE, FileRole::Ram), (DEVICES_FILE, FileRole::DeviceState)],
+        RamWay::StopAndSave => &[(RAM_FILE, FileRole::MigrationStream)],
     }
 }
 
-/// Sets QEMU up for `way`; part of preparing a cut.
-pub(super) async fn prepare(qmp: &Qmp, way: RamWay) -> Result<(), HypervisorError> {
-    let background = way == RamWay::BackgroundSnapshot;
-    let capability = json!([{"capability": "background-snapshot", "state": background}]);
-    qmp.execute("migrate-set-capabilities", json!({"capabilities": capability})).await?;
-    // The default of 128 MiB/s is meant for networks.
-    qmp.execute("migrate-set-parameters", json!({"max-bandwidth": 1_u64 << 50})).await?;
-    Ok(())
-}
-
-/// Fixes the instant of the stopped VM's RAM. When it returns, the VM may be resumed.
-pub(super) async fn fix(
-    qmp: &Qmp,
-    vm: &str,
-    way: RamWay,
-    process: Process,
-    folder: &Path,
-) -> Result<(), HypervisorError> {
-    let uri = file_uri(&folder.join(RAM_FILE));
+/// Can this QEMU do it at all?
+pub(super) async fn probe(qmp: &Qmp, way: RamWay) -> Result<(), HypervisorError> {
     match way {
-        RamWay::BackgroundSnapshot => {
-            qmp.execute("migrate", json!({"uri": uri})).await?;
-            // QEMU writes pages only once the protection of all of them is in force.
-            let protected = |info: &MigrationInfo| info.pages > 0 || info.status == "completed";
-            wait(qmp, vm, "write-protecting its RAM", protected, PROTECT_PATIENCE, Duration::ZERO).await
-        }
-        RamWay::RamCopy => {
-            let devices = folder.join(DEVICES_FILE);
-            qmp.execute("xen-save-devices-state", json!({"filename": devices, "live": false})).await?;
-            memfd::save(process, &folder.join(RAM_FILE)).await
-        }
-        RamWay::StopAndSave => {
-            qmp.execute("migrate", json!({"uri": uri})).await?;
-            wait_transferred(qmp, vm, "saving its RAM").await
-        }
+        RamWay::Live => live::configure(qmp).await,
+        RamWay::StopAndSave => Ok(()),
     }
 }
 
-/// Waits until the bytes that [`fix`] left to be written are written.
-pub(super) async fn finish(qmp: &Qmp, vm: &str, way: RamWay) -> Result<(), HypervisorError> {
-    match way {
-        RamWay::BackgroundSnapshot => wait_transferred(qmp, vm, "saving its RAM").await,
-        RamWay::RamCopy | RamWay::StopAndSave => Ok(()),
+impl Taking {
+    /// Begins; `folder` receives the files.
+    pub(super) async fn begin(
+        qmp: &Qmp,
+        way: RamWay,
+        folder: &Path,
+        memory_bytes: u64,
+    ) -> Result<Self, HypervisorError> {
+        match way {
+            RamWay::Live => Ok(Self::Live(Box::new(Precopy::begin(qmp, folder, memory_bytes).await?))),
+            RamWay::StopAndSave => {
+                // The default of 128 MiB/s is meant for networks.
+                qmp.execute("migrate-set-parameters", json!({"max-bandwidth": 1_u64 << 50})).await?;
+                Ok(Self::StopAndSave)
+            }
+        }
+    }
+
+    /// Completes what can be done before the pause.
+    pub(super) async fn catch_up(&self, qmp: &Qmp, vm: &str) -> Result<(), HypervisorError> {
+        match self {
+            Self::Live(precopy) => precopy.catch_up(qmp, vm).await,
+            Self::StopAndSave => Ok(()),
+        }
+    }
+
+    /// Fails if what was begun has ended.
+    pub(super) async fn check(&self, qmp: &Qmp, vm: &str) -> Result<(), HypervisorError> {
+        match self {
+            Self::Live(precopy) => precopy.check(qmp, vm).await.map(drop),
+            Self::StopAndSave => Ok(()),
+        }
+    }
+
+    /// The pause begins; a command of QEMU's to be carried out in it, if there is one.
+    pub(super) fn enter_pause(&self) -> Option<(&'static str, Value)> {
+        match self {
+            Self::Live(precopy) => {
+                precopy.open_wide();
+                Some(precopy.save_devices())
+            }
+            Self::StopAndSave => None,
+        }
+    }
+
+    /// Fixes the instant of the stopped VM's RAM; it is the one at which this returns.
+    pub(super) async fn fix(&self, qmp: &Qmp, vm: &str, folder: &Path) -> Result<(), HypervisorError> {
+        match self {
+            Self::Live(precopy) => precopy.all_sent(qmp, vm).await,
+            Self::StopAndSave => {
+                qmp.execute("migrate", json!({"uri": file_uri(&folder.join(RAM_FILE))})).await?;
+                wait_transferred(qmp, vm, "saving its RAM").await
+            }
+        }
+    }
+
+    /// What is to come before `cont`.
+    pub(super) fn leave_pause(&self) -> Option<(&'static str, Value)> {
+        match self {
+            Self::Live(_) => Some(("migrate_cancel", json!({}))),
+            Self::StopAndSave => None,
+        }
+    }
+
+    /// Begins to make what was taken durable, behind the running VM, on a thread that nothing stops. QEMU is not
+    /// needed for it any more.
+    pub(super) async fn save(self, qmp: &Qmp) -> Option<Saving> {
+        let Self::Live(precopy) = self else { return None };
+        let (command, arguments) = precopy.forget_file();
+        if let Err(error) = qmp.execute(command, arguments).await {
+            tracing::warn!(%error, "QEMU keeps a descriptor that it does not need");
+        }
+        Some(tokio::task::spawn_blocking(move || precopy.save()))
+    }
+
+    /// Why it ended by itself, if it did: the cause of the error that was seen first.
+    pub(super) fn failure(self) -> Option<HypervisorError> {
+        match self {
+            Self::Live(precopy) => precopy.failure(),
+            Self::StopAndSave => None,
+        }
     }
 }
 
@@ -101,20 +163,12 @@ pub(super) async fn cancel(qmp: &Qmp, vm: &str) -> Result<(), HypervisorError> {
     Ok(())
 }
 
-/// Loads what [`fix`] and [`finish`] saved into a new QEMU that waits for it.
-pub(super) async fn load(
-    qmp: &Qmp,
-    vm: &str,
-    way: RamWay,
-    process: Process,
-    folder: &Path,
-) -> Result<(), HypervisorError> {
+/// Loads a snapshot taken by `way` into a new QEMU that waits for it. Where RAM is mapped from its file, only the
+/// devices are read here.
+pub(super) async fn load(qmp: &Qmp, vm: &str, way: RamWay, folder: &Path) -> Result<(), HypervisorError> {
     let stream = match way {
-        RamWay::RamCopy => {
-            memfd::load(process, &folder.join(RAM_FILE)).await?;
-            DEVICES_FILE
-        }
-        RamWay::BackgroundSnapshot | RamWay::StopAndSave => RAM_FILE,
+        RamWay::Live => DEVICES_FILE,
+        RamWay::StopAndSave => RAM_FILE,
     };
     let uri = file_uri(&folder.join(stream));
     qmp.execute("migrate-incoming", json!({"uri": uri, "exit-on-error": false})).await?;
@@ -129,17 +183,14 @@ fn file_uri(path: &Path) -> String {
 #[derive(Debug)]
 struct MigrationInfo {
     status: String,
-    pages: u64,
     error: String,
 }
 
 impl MigrationInfo {
     async fn ask(qmp: &Qmp) -> Result<Self, HypervisorError> {
         let info = qmp.execute("query-migrate", json!({})).await?;
-        let count = |name: &str| info["ram"][name].as_u64().unwrap_or(0);
         let text = |name: &str| info[name].as_str().unwrap_or_default().to_owned();
-        let pages = count("normal") + count("duplicate");
-        Ok(Self { status: text("status"), pages, error: text("error-desc") })
+        Ok(Self { status: text("status"), error: text("error-desc") })
     }
 
     fn has_ended(&self) -> bool {
@@ -148,37 +199,23 @@ impl MigrationInfo {
 }
 
 async fn wait_transferred(qmp: &Qmp, vm: &str, what: &'static str) -> Result<(), HypervisorError> {
-    wait(qmp, vm, what, |info| info.status == "completed", TRANSFER_PATIENCE, ASK_EVERY).await
-}
-
-async fn wait(
-    qmp: &Qmp,
-    vm: &str,
-    what: &'static str,
-    done: impl Fn(&MigrationInfo) -> bool,
-    patience: Duration,
-    ask_every: Duration,
-) -> Result<(), HypervisorError> {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + TRANSFER_PATIENCE;
     loop {
         let info = MigrationInfo::ask(qmp).await?;
-        if done(&info) {
-            return Ok(());
-        }
-        if matches!(info.status.as_str(), "failed" | "cancelled" | "cancelling") {
-            let reason = if info.error.is_empty() { info.status } else { info.error };
-            return Err(HypervisorError::Refused { vm: vm.to_owned(), command: what.to_owned(), reason });
-        }
-        if Instant::now() > deadline {
-            return Err(HypervisorError::TimedOut {
-                vm: vm.to_owned(),
-                what: what.to_owned(),
-                after: patience,
-            });
-        }
-        // The round trip itself paces the question where every millisecond is one of pause.
-        if !ask_every.is_zero() {
-            tokio::time::sleep(ask_every).await;
+        match info.status.as_str() {
+            "completed" => return Ok(()),
+            "failed" | "cancelled" | "cancelling" => {
+                let reason = if info.error.is_empty() { info.status } else { info.error };
+                return Err(HypervisorError::Refused { vm: vm.to_owned(), command: what.to_owned(), reason });
+            }
+            _ if Instant::now() > deadline => {
+                return Err(HypervisorError::TimedOut {
+                    vm: vm.to_owned(),
+                    what: what.to_owned(),
+                    after: TRANSFER_PATIENCE,
+                });
+            }
+            _ => tokio::time::sleep(ASK_EVERY).await,
         }
     }
 }

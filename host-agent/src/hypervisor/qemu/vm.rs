@@ -11,6 +11,7 @@ use super::super::{CutTimes, HypervisorError, InPause, Pending, Vm, VmState};
 use super::instance::{Instance, VmFolder};
 use super::process::Process;
 use super::qmp::Qmp;
+use super::ram::{Saving, Taking};
 use super::{disks, ram};
 use crate::store::files;
 use crate::store::manifest::{FileRole, RamWay, Saved, SavedFile};
@@ -30,21 +31,34 @@ pub(super) struct QemuVm {
     stage: Stage,
 }
 
-/// How far the cut under way has come. The folder is the one for its files.
+/// How far the cut under way has come.
 #[derive(Debug)]
 enum Stage {
     Idle,
-    Prepared(PathBuf),
+    /// From the first step of a preparation on; RAM's part is there once all of it is done.
+    Prepared(Cut),
     /// From just before the vCPUs stop: whatever happened since is found out by asking QEMU.
-    Cutting(PathBuf),
-    Cut(PathBuf),
+    Cutting(Cut),
+    /// The VM runs on.
+    Cut(Cut),
+}
+
+/// A cut under way.
+#[derive(Debug)]
+struct Cut {
+    /// The folder for its files.
+    folder: PathBuf,
+    /// RAM's part, until it is saved.
+    ram: Option<Taking>,
+    /// While RAM is being saved.
+    saving: Option<Saving>,
 }
 
 impl Stage {
-    fn folder(&self) -> Option<&Path> {
+    fn cut(&mut self) -> Option<&mut Cut> {
         match self {
             Self::Idle => None,
-            Self::Prepared(folder) | Self::Cutting(folder) | Self::Cut(folder) => Some(folder),
+            Self::Prepared(cut) | Self::Cutting(cut) | Self::Cut(cut) => Some(cut),
         }
     }
 }
@@ -73,7 +87,7 @@ impl QemuVm {
 
     /// Fills a process that waits for a saved VM.
     pub(super) async fn load(&mut self, way: RamWay, saved: &Path) -> Result<(), HypervisorError> {
-        ram::load(&self.qmp, self.name.as_str(), way, self.process()?, saved).await
+        ram::load(&self.qmp, self.name.as_str(), way, saved).await
     }
 
     async fn ask_state(&self) -> Result<VmState, HypervisorError> {
@@ -95,7 +109,7 @@ impl QemuVm {
         if self.ask_state().await? != VmState::Running {
             return Err(self.wrong_state("prepare a cut", "it does not run: resume or restart it"));
         }
-        self.stage = Stage::Prepared(target.to_owned());
+        self.stage = Stage::Prepared(Cut { folder: target.to_owned(), ram: None, saving: None });
         disks::stop_merges(&self.qmp, self.name.as_str()).await?;
         disks::settle(&self.qmp, &mut self.instance.disks, &self.folder).await?;
         for (index, chain) in self.instance.disks.iter_mut().enumerate() {
@@ -103,59 +117,95 @@ impl QemuVm {
         }
         self.instance.write(&self.folder)?;
         disks::open_overlays(&self.qmp, &self.instance.disks, &self.folder).await?;
-        ram::prepare(&self.qmp, self.way()).await
+        let begun = Taking::begin(&self.qmp, self.way(), target, self.instance.memory_bytes).await?;
+        let caught_up = begun.catch_up(&self.qmp, self.name.as_str()).await;
+        self.keep_or_explain(begun, caught_up)
     }
 
-    async fn do_cut(&mut self, in_pause: InPause<'_>) -> Result<CutTimes, HypervisorError> {
-        let Stage::Prepared(target) = &self.stage else {
-            return Err(self.wrong_state("cut", "prepare it first"));
-        };
-        let target = target.clone();
-        self.stage = Stage::Cutting(target.clone());
-        let result = self.pause_and_fix(&target, in_pause).await;
-        match &result {
-            Ok(_) => self.stage = Stage::Cut(target),
-            // Which step failed does not matter: nothing may leave the VM standing.
-            Err(_) => self.run_on().await?,
+    /// Keeps RAM's part of the cut if `outcome` is good; otherwise the error is the one that came first.
+    fn keep_or_explain(
+        &mut self,
+        taking: Taking,
+        outcome: Result<(), HypervisorError>,
+    ) -> Result<(), HypervisorError> {
+        match outcome {
+            Ok(()) => {
+                if let Some(cut) = self.stage.cut() {
+                    cut.ram = Some(taking);
+                }
+                Ok(())
+            }
+            Err(seen) => Err(taking.failure().unwrap_or(seen)),
         }
-        result
     }
 
     /// Stopping makes QEMU flush every disk. Done once before, that finds little left to write in the pause.
-    async fn do_arm(&self) -> Result<(), HypervisorError> {
-        if !matches!(self.stage, Stage::Prepared(_)) {
-            return Err(self.wrong_state("arm a cut", "prepare it first"));
-        }
+    async fn do_arm(&mut self) -> Result<(), HypervisorError> {
+        let ram = match &mut self.stage {
+            Stage::Prepared(cut) => cut.ram.take(),
+            _ => None,
+        };
+        let Some(ram) = ram else { return Err(self.wrong_state("arm a cut", "prepare it first")) };
+        let alive = ram.check(&self.qmp, self.name.as_str()).await;
+        self.keep_or_explain(ram, alive)?;
         for chain in &self.instance.disks {
             sync(&self.folder.disks.join(&chain.active().file)).await?;
         }
         Ok(())
     }
 
-    async fn pause_and_fix(
-        &mut self,
-        target: &Path,
-        in_pause: InPause<'_>,
-    ) -> Result<CutTimes, HypervisorError> {
-        let (vm, process) = (self.name.as_str(), self.process()?);
+    async fn do_cut(&mut self, in_pause: InPause<'_>) -> Result<CutTimes, HypervisorError> {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Prepared(cut @ Cut { ram: Some(_), .. }) => Stage::Cutting(cut),
+            other => {
+                self.stage = other;
+                return Err(self.wrong_state("cut", "prepare it first"));
+            }
+        };
+        let result = self.pause_and_fix(in_pause).await;
+        match (&result, std::mem::replace(&mut self.stage, Stage::Idle)) {
+            (Ok(_), Stage::Cutting(cut)) => self.stage = Stage::Cut(cut),
+            (_, stage) => {
+                self.stage = stage;
+                // Which step failed does not matter: nothing may leave the VM standing.
+                self.run_on().await?;
+            }
+        }
+        result
+    }
+
+    /// What QEMU has to do goes out in two bursts: before the RAM's instant, and after it.
+    async fn pause_and_fix(&mut self, in_pause: InPause<'_>) -> Result<CutTimes, HypervisorError> {
+        let vm = self.name.as_str();
+        let Some(Cut { folder, ram: Some(ram), .. }) = self.stage.cut() else {
+            return Err(self.wrong_state("cut", "prepare it first"));
+        };
         let mut watch = Watch::start();
         let stopped_at = steady_ns();
-        self.qmp.execute("stop", json!({})).await?;
-        watch.lap("stop");
-        disks::switch(&self.qmp, &self.instance.disks).await?;
-        watch.lap("disks");
-        ram::fix(&self.qmp, vm, self.way(), process, target).await?;
+        let steps = [
+            ("stop", Some(("stop", json!({})))),
+            ("disks", disks::switch(&self.instance.disks)),
+            ("devices", ram.enter_pause()),
+        ];
+        let (names, commands): (Vec<_>, Vec<_>) =
+            steps.into_iter().filter_map(|(name, command)| Some((name, command?))).unzip();
+        for (step, instant) in names.into_iter().zip(self.qmp.sequence(commands).await?) {
+            watch.lap_at(step, instant);
+        }
+        ram.fix(&self.qmp, vm, folder).await?;
         watch.lap("ram");
         let instant = steady_ns();
         in_pause();
         watch.lap("flip");
+        if let Some(command) = ram.leave_pause() {
+            self.qmp.sequence(vec![command]).await?;
+        }
         self.run_on().await?;
         watch.lap("resume");
         let resumed_at = steady_ns();
         for chain in &mut self.instance.disks {
             chain.layers.extend(chain.next.take());
         }
-        self.instance.write(&self.folder)?;
         Ok(CutTimes { stopped_at, instant, resumed_at, parts: watch.parts })
     }
 
@@ -172,11 +222,19 @@ impl QemuVm {
     }
 
     async fn do_save(&mut self) -> Result<Saved, HypervisorError> {
-        let Stage::Cut(target) = &self.stage else {
+        let Stage::Cut(cut) = &mut self.stage else {
             return Err(self.wrong_state("save", "there is no cut whose bytes are to be saved"));
         };
-        let target = target.clone();
-        ram::finish(&self.qmp, self.name.as_str(), self.way()).await?;
+        let target = cut.folder.clone();
+        if let Some(ram) = cut.ram.take() {
+            cut.saving = ram.save(&self.qmp).await;
+        }
+        if let Some(saving) = &mut cut.saving {
+            ended(saving, &target).await?;
+            cut.saving = None;
+        }
+        // Only now, as the overlays of a cut are known to be its overlays either way.
+        self.instance.write(&self.folder)?;
         let mut files = Vec::new();
         for (name, role) in ram::files(self.way()) {
             sync(&target.join(name)).await?;
@@ -187,8 +245,11 @@ impl QemuVm {
         sync(&target).await?;
         self.instance.write(&self.folder)?;
         let bases = self.instance.disks.iter().map(|chain| chain.base.clone()).collect();
-        disks::start_merges(&self.qmp, &self.instance.disks).await?;
         self.stage = Stage::Idle;
+        // The snapshot is whole, also if the VM has died since its cut.
+        if let Err(error) = disks::start_merges(&self.qmp, &self.instance.disks).await {
+            tracing::warn!(vm = %self.name, %error, "disk layers are not merged");
+        }
         Ok(Saved { hypervisor: self.instance.facts.clone(), files, bases })
     }
 
@@ -214,10 +275,13 @@ impl QemuVm {
 
     async fn do_discard(&mut self) -> Result<(), HypervisorError> {
         // The files go first, and also when QEMU is dead: on a full disk their space is what the VM waits for.
-        if self.process().is_ok() {
-            ram::cancel(&self.qmp, self.name.as_str()).await?;
-        }
-        if let Some(target) = self.stage.folder() {
+        self.unless_dead(Self::end_migration).await?;
+        if let Some(Cut { folder: target, ram, saving }) = self.stage.cut() {
+            // Whoever still writes a file of the cut ends first; with what result does not matter any more.
+            drop(ram.take());
+            if let Some(saving) = saving {
+                drop(ended(saving, target).await);
+            }
             let layers = self.instance.disks.iter().flat_map(|chain| chain.layers.iter());
             let names =
                 [ram::RAM_FILE, ram::DEVICES_FILE].into_iter().chain(layers.map(|layer| &*layer.file));
@@ -225,19 +289,39 @@ impl QemuVm {
                 files::remove_if_there(&path).map_err(HypervisorError::file("delete", &path))?;
             }
         }
-        if self.process().is_ok() {
-            disks::settle(&self.qmp, &mut self.instance.disks, &self.folder).await?;
-            let state = self.ask_state().await?;
-            if matches!(state, VmState::Paused | VmState::IoError) && !self.instance.awaits_resume {
-                self.run_on().await?;
-            }
-            self.instance.write(&self.folder)?;
-            // Discarded cuts make the chains longer, too.
-            disks::stop_merges(&self.qmp, self.name.as_str()).await?;
-            disks::start_merges(&self.qmp, &self.instance.disks).await?;
-        }
+        self.unless_dead(Self::settle_and_run).await?;
         self.stage = Stage::Idle;
         Ok(())
+    }
+
+    /// Does something with QEMU; success when there is none any more.
+    async fn unless_dead(
+        &mut self,
+        what: impl AsyncFnOnce(&mut Self) -> Result<(), HypervisorError>,
+    ) -> Result<(), HypervisorError> {
+        if self.process().is_err() {
+            return Ok(());
+        }
+        match what(self).await {
+            Err(HypervisorError::Gone { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn end_migration(&mut self) -> Result<(), HypervisorError> {
+        ram::cancel(&self.qmp, self.name.as_str()).await
+    }
+
+    async fn settle_and_run(&mut self) -> Result<(), HypervisorError> {
+        disks::settle(&self.qmp, &mut self.instance.disks, &self.folder).await?;
+        let state = self.ask_state().await?;
+        if matches!(state, VmState::Paused | VmState::IoError) && !self.instance.awaits_resume {
+            self.run_on().await?;
+        }
+        self.instance.write(&self.folder)?;
+        // Discarded cuts make the chains longer, too.
+        disks::stop_merges(&self.qmp, self.name.as_str()).await?;
+        disks::start_merges(&self.qmp, &self.instance.disks).await
     }
 
     async fn do_resume(&mut self) -> Result<(), HypervisorError> {
@@ -293,6 +377,12 @@ impl Vm for QemuVm {
     }
 }
 
+/// The result of a thread that saves RAM into `folder`.
+async fn ended(saving: &mut Saving, folder: &Path) -> Result<(), HypervisorError> {
+    let gone = |error| HypervisorError::file("save RAM to", folder)(std::io::Error::other(error));
+    saving.await.map_err(gone)?
+}
+
 /// Flushes a file or folder, on a thread of its own.
 async fn sync(path: &Path) -> Result<(), HypervisorError> {
     let owned = path.to_owned();
@@ -313,7 +403,10 @@ impl Watch {
     }
 
     fn lap(&mut self, step: &'static str) {
-        let now = Instant::now();
+        self.lap_at(step, Instant::now());
+    }
+
+    fn lap_at(&mut self, step: &'static str, now: Instant) {
         let took = u64::try_from((now - self.last).as_nanos()).unwrap_or(u64::MAX);
         self.parts.push((step, took));
         self.last = now;
