@@ -162,6 +162,17 @@ impl Bench {
         Pid::from_raw(self.file("qemu.pid").trim().parse().unwrap())
     }
 
+    /// All of the RAM of a VM that was booted, from outside.
+    pub fn ram(&self) -> Vec<u8> {
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.qemu_pid())).unwrap();
+        let is_ram = |path: &PathBuf| {
+            std::fs::read_link(path)
+                .is_ok_and(|link| link.to_string_lossy().starts_with("/memfd:memory-backend"))
+        };
+        let ram = descriptors.map(|entry| entry.unwrap().path()).find(is_ram).expect("RAM in a memfd");
+        std::fs::read(ram).unwrap()
+    }
+
     /// Names of the layers of the disk.
     pub fn layers(&self) -> Vec<String> {
         let disks = std::fs::read_dir(self.path().join("state/vms/counter/disks")).unwrap();

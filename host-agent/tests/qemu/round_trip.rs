@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use unasnap_host::hypervisor::{Hypervisor, VmState};
 use unasnap_host::store::manifest::RamWay;
 
-use crate::bench::{Bench, with_bench};
+use crate::bench::{Bench, name, with_bench};
 
 /// Two snapshots while the guest counts; then each is restored, the older one last.
 async fn round_trip(bench: &Bench) {
@@ -40,6 +40,29 @@ async fn round_trip(bench: &Bench) {
         base,
         "the operator's image was written"
     );
+}
+
+/// What is saved is what the RAM was in the pause, to the last byte, while the guest changes it all the time.
+#[test]
+fn the_saved_ram_is_the_ram_of_the_instant() {
+    with_bench(Some(RamWay::Live), |bench| {
+        Box::pin(async {
+            let mut vm = bench.start().await;
+            for snapshot in ["s1", "s2", "s3", "s4"] {
+                let draft = bench.store.begin(&name(snapshot), &bench.vm.name).unwrap();
+                vm.prepare_cut(draft.folder()).await.unwrap();
+                vm.arm_cut().await.unwrap();
+                let mut in_the_pause = Vec::new();
+                vm.cut(Box::new(|| in_the_pause = bench.ram())).await.unwrap();
+                bench.finish(&mut *vm, draft, snapshot).await;
+                let folder = bench.store.vm_folder(&name(snapshot), &bench.vm.name);
+                let saved = std::fs::read(folder.join("ram")).unwrap();
+                assert_eq!(saved.len(), in_the_pause.len());
+                let pages = saved.chunks(4096).zip(in_the_pause.chunks(4096));
+                assert_eq!(pages.filter(|(saved, real)| saved != real).count(), 0, "pages differ");
+            }
+        })
+    });
 }
 
 #[test]
