@@ -38,7 +38,8 @@ pub trait Hypervisor: Send + Sync {
     /// What was probed when the driver was opened: version, accelerator, way of taking RAM.
     fn about(&self) -> &Facts;
 
-    /// Boots `vm`, going on with the disks of its last run if there was one. Refused while an instance lives.
+    /// Boots `vm`, going on with the disks of its last run if there was one, and under that run's incarnation if it was
+    /// higher: a VM's incarnation never goes back. Refused while an instance lives.
     fn start<'a>(&'a self, vm: &'a VmDefinition, incarnation: u64) -> Pending<'a, Box<dyn Vm>>;
 
     /// Takes charge of an instance that outlived its host agent, ending any cut that was under way; `None`

@@ -145,10 +145,10 @@ impl Member {
         }
     }
 
-    /// A VM in the middle of a job is not asked how it is, nor one that waits for its cut: its guest would still be
-    /// busy with the answer when TAKE comes.
+    /// A VM in the middle of a job is not asked how it is, nor one that is armed: its guest would still be busy with the
+    /// answer when TAKE comes.
     fn may_look(&self) -> bool {
-        self.job.is_none() && self.looking.is_none() && !self.participant.awaits_cut()
+        self.job.is_none() && self.looking.is_none() && !self.participant.is_armed()
     }
 
     fn show(&self, report: VmReport) {

@@ -107,7 +107,7 @@ async fn one(
         return Ok(None);
     }
     let vm = hypervisor.start(definition, 0).await.context("it cannot be started")?;
-    tracing::info!(vm = %name, "started");
+    tracing::info!(vm = %name, incarnation = vm.incarnation(), "started");
     Ok(Some(vm))
 }
 

@@ -288,6 +288,12 @@ pub struct RestoreReport {
     pub incarnation: u64,
     /// From the request until every member ran.
     pub restore_ms: f64,
+    /// Of that, until every host had verified its files.
+    pub poll_ms: f64,
+    /// Of that, until the old instances were dead and the new ones loaded.
+    pub load_ms: f64,
+    /// Of that, until every guest was awake and knew its members and the time.
+    pub start_ms: f64,
     /// Who runs where.
     pub members: Vec<Place>,
     /// What was not done, in words.

@@ -309,6 +309,9 @@ fn replies() {
         snapshot: name("ring-000004"),
         incarnation: 2,
         restore_ms: 2.5,
+        poll_ms: 0.5,
+        load_ms: 0.75,
+        start_ms: 1.25,
         members: vec![place.clone()],
         warnings: vec!["no clock".to_owned()],
     };

@@ -34,8 +34,13 @@ pub async fn restore(config: &ClientConfig, id: Option<Name>, json: bool) -> Res
         return output::json(&Restored { restore });
     }
     output::line(&format!(
-        "restored {} in {:.1} ms; incarnation {} runs",
-        restore.snapshot, restore.restore_ms, restore.incarnation
+        "restored {} in {:.1} ms (files verified {:.1}, loaded {:.1}, started {:.1}); incarnation {} runs",
+        restore.snapshot,
+        restore.restore_ms,
+        restore.poll_ms,
+        restore.load_ms,
+        restore.start_ms,
+        restore.incarnation
     ))?;
     let rows = restore.members.iter().map(|place| vec![place.vm.to_string(), place.host.to_string()]);
     output::table(&["VM", "HOST"], rows)

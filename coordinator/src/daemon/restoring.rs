@@ -34,7 +34,8 @@ pub struct Restoring {
     /// Members to be polled again at the next tick.
     again: BTreeSet<Name>,
     consistent: bool,
-    began: Instant,
+    /// When each step so far began.
+    steps: Vec<Instant>,
     watchers: Watchers,
 }
 
@@ -68,7 +69,15 @@ impl Restoring {
         }
     }
 
+    /// How long each step took, ms; the last one until now.
+    fn step_ms(&self) -> [f64; 3] {
+        let now = Instant::now();
+        let at = |step: usize| self.steps.get(step).copied().unwrap_or(now);
+        [0, 1, 2].map(|step| at(step + 1).duration_since(at(step)).as_secs_f64() * 1e3)
+    }
+
     fn report(&self) -> RestoreReport {
+        let [poll_ms, load_ms, start_ms] = self.step_ms();
         let place = |(vm, host): (&Name, &Name)| Place { vm: vm.clone(), host: host.clone() };
         let mut warnings = self.machine.warnings().to_vec();
         if !self.consistent {
@@ -78,7 +87,10 @@ impl Restoring {
         RestoreReport {
             snapshot: self.id.clone(),
             incarnation: self.incarnation,
-            restore_ms: self.began.elapsed().as_secs_f64() * 1e3,
+            restore_ms: poll_ms + load_ms + start_ms,
+            poll_ms,
+            load_ms,
+            start_ms,
             members: self.hosts.iter().map(place).collect(),
             warnings,
         }
@@ -166,7 +178,7 @@ impl Owner {
             incarnation: counters.incarnation + 1,
             again: BTreeSet::new(),
             consistent: stored.record.consistent,
-            began: Instant::now(),
+            steps: Vec::new(),
             watchers: vec![replies],
         };
         self.restorings.insert(deployment.clone(), restoring);
@@ -253,7 +265,12 @@ impl Owner {
                         unsent.push(vm);
                     }
                 }
-                Command::WakeAfter(limit) => restoring.deadline = Instant::now() + limit,
+                // Each step begins with its orders and this wish.
+                Command::WakeAfter(limit) => {
+                    let now = Instant::now();
+                    restoring.steps.push(now);
+                    restoring.deadline = now + limit;
+                }
                 Command::Finished(result) => {
                     self.finish_restoring(deployment, result);
                     return Ok(());

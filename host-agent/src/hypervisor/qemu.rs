@@ -131,6 +131,7 @@ impl Qemu {
 
     async fn start_vm(&self, vm: &VmDefinition, incarnation: u64) -> Result<Box<dyn Vm>, HypervisorError> {
         let last = self.last_life(vm, "start")?;
+        let incarnation = last.as_ref().map_or(incarnation, |last| incarnation.max(last.incarnation));
         let folder = self.folder(&vm.name);
         folder.create()?;
         let known = last.map(|instance| instance.disks).unwrap_or_default();

@@ -21,6 +21,20 @@ fn a_running_vm_is_adopted() {
     });
 }
 
+/// Its deployment has gone on to an incarnation that the agent no longer knows when it boots the VM afresh.
+#[test]
+fn a_vm_that_is_booted_again_keeps_its_incarnation() {
+    with_bench(None, |bench| {
+        Box::pin(async {
+            for (asked, expected) in [(2, 2), (0, 2), (3, 3)] {
+                let vm = bench.driver.start(&bench.vm, asked).await.unwrap();
+                assert_eq!(vm.incarnation(), expected);
+                bench.driver.destroy(&bench.vm.name).await.unwrap();
+            }
+        })
+    });
+}
+
 /// The agent dies after a preparation, in the middle of a pause, and while the bytes are saved.
 #[test]
 fn an_unfinished_cut_ends_with_its_agent() {

@@ -28,8 +28,8 @@ const FIRST: usize = 8;
 const DRIFT_PPM: u64 = 100;
 /// A clock known worse than this, nanoseconds, is of no use for a common instant.
 const MAX_BOUND_NS: u64 = 5_000_000;
-/// Least and greatest time from the order to the common instant, nanoseconds.
-const AHEAD_NS: (u64, u64) = (2_000_000, 50_000_000);
+/// Least and greatest time from the order to the common instant, nanoseconds. All of it delays the snapshot.
+const AHEAD_NS: (u64, u64) = (2_000_000, 20_000_000);
 /// What a host needs on top of the time under way until its members wait, nanoseconds.
 const MARGIN_NS: u64 = 1_500_000;
 
@@ -141,9 +141,12 @@ impl HostClock {
         offsets.min_by_key(|offset| offset.bound_ns)
     }
 
-    /// The longest time that question and answer were lately under way, nanoseconds.
-    fn slowest_ns(&self) -> u64 {
-        self.readings.iter().filter_map(Reading::under_way_ns).max().unwrap_or(0)
+    /// The time under way, nanoseconds, that three of four questions and answers lately did not exceed: to wait for every stray
+    /// one would cost more than an order that comes late now and then.
+    fn usual_ns(&self) -> u64 {
+        let mut times: Vec<_> = self.readings.iter().filter_map(Reading::under_way_ns).collect();
+        times.sort_unstable();
+        times.get(times.len().saturating_sub(1) * 3 / 4).copied().unwrap_or(0)
     }
 }
 
@@ -154,7 +157,7 @@ pub fn common_instant<'a>(now_ns: u64, clocks: impl IntoIterator<Item = &'a Host
     let mut slowest_ns = 0;
     for clock in clocks {
         clock.offset(now_ns).filter(|offset| offset.bound_ns <= MAX_BOUND_NS)?;
-        slowest_ns = clock.slowest_ns().max(slowest_ns);
+        slowest_ns = clock.usual_ns().max(slowest_ns);
     }
     let (least, greatest) = AHEAD_NS;
     // One way is about half of both.

@@ -141,10 +141,10 @@ impl Participant {
         }
     }
 
-    /// Is PREPARE or ARM done and the cut still to come?
+    /// Is it armed? TAKE comes next, and soon.
     #[must_use]
-    pub fn awaits_cut(&self) -> bool {
-        matches!(self.state, State::Prepared(_) | State::Armed(_))
+    pub fn is_armed(&self) -> bool {
+        matches!(self.state, State::Armed(_))
     }
 
     /// Is the local snapshot of [`open`](Self::open) durable?

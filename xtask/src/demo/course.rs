@@ -106,8 +106,7 @@ fn steps(
         hosts: options.hosts,
         ram_way: snapshots[1].ram_way.clone(),
         snapshots,
-        restored,
-        restore_ms: restore.restore_ms,
+        restore,
         ring,
         guest_agent_kib: consoles
             .iter()

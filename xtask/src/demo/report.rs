@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::timeline;
 use crate::lab::cluster::MEMORY_MB;
-use crate::lab::record::Snapshot;
+use crate::lab::record::{Restore, Snapshot};
 
 /// What became of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,10 +64,8 @@ pub struct Outcome {
     pub ram_way: String,
     /// The snapshots, in order.
     pub snapshots: Vec<Snapshot>,
-    /// The one that was restored.
-    pub restored: String,
-    /// How long that took.
-    pub restore_ms: f64,
+    /// What was restored, and how long that took.
+    pub restore: Restore,
     /// The ring's result, if it came to one.
     pub ring: Option<Ring>,
     /// Resident memory of the guest agents, KiB.
@@ -113,7 +111,9 @@ pub fn json(outcome: &Outcome) -> Value {
     json!({
         "schema": 1, "verdict": outcome.verdict.to_string(), "explanation": outcome.explanation,
         "coloured": outcome.coloured, "vms": outcome.vms, "hosts": outcome.hosts, "ram_way": outcome.ram_way,
-        "snapshots": snapshots.collect::<Vec<_>>(), "restored": outcome.restored, "restore_ms": outcome.restore_ms,
+        "snapshots": snapshots.collect::<Vec<_>>(), "restored": outcome.restore.snapshot,
+        "restore_ms": outcome.restore.restore_ms, "restore_poll_ms": outcome.restore.poll_ms,
+        "restore_load_ms": outcome.restore.load_ms, "restore_start_ms": outcome.restore.start_ms,
         "ring": ring, "coordination_ms": outcome.coordination_ms(), "guest_agent_kib": outcome.guest_agent_kib,
         "idle_cpu_percent": outcome.idle_cpu_percent,
     })
@@ -135,7 +135,7 @@ pub fn table(outcome: &Outcome) -> String {
             snapshot.skew(),
             format!("{:.0}", snapshot.save_ms),
             format!("{:.0}", snapshot.global_ms),
-            if snapshot.id == outcome.restored { "restored" } else { "" }.to_owned(),
+            if snapshot.id == outcome.restore.snapshot { "restored" } else { "" }.to_owned(),
         ]);
     }
     let mut text = table.lines().map(|line| format!("{}\n", line.trim_end())).collect::<String>();
@@ -146,7 +146,11 @@ pub fn table(outcome: &Outcome) -> String {
     );
     add("longest pause", format!("{:.1} ms (goal: below 30)", outcome.longest_pause_ms()));
     add("global minus local", format!("{:.1} ms (goal: below 20)", outcome.coordination_ms()));
-    add("restore", format!("{:.0} ms", outcome.restore_ms));
+    let Restore { restore_ms, poll_ms, load_ms, start_ms, .. } = &outcome.restore;
+    add(
+        "restore",
+        format!("{restore_ms:.0} ms: verify {poll_ms:.0}, load {load_ms:.0}, start {start_ms:.0}"),
+    );
     if let Some(ring) = &outcome.ring {
         add("ring", format!("token {} of {} after {:.1} s", ring.last, ring.expected, ring.seconds));
         add("longest gap in ring", format!("{:.1} ms", ring.longest_gap_ms));
@@ -253,8 +257,13 @@ pub(super) mod tests {
             hosts: 1,
             ram_way: "live".into(),
             snapshots: vec![example()],
-            restored: "ring-000001".into(),
-            restore_ms: 321.0,
+            restore: Restore {
+                snapshot: "ring-000001".into(),
+                restore_ms: 321.0,
+                poll_ms: 100.0,
+                load_ms: 200.0,
+                start_ms: 21.0,
+            },
             ring: Some(Ring { tokens: 9, expected: 9, last: 9, longest_gap_ms: 44.0, seconds: 1.5 }),
             guest_agent_kib: BTreeMap::from([("vm1".into(), 4096)]),
             idle_cpu_percent: 0.5,
@@ -269,6 +278,7 @@ pub(super) mod tests {
         assert_eq!(value["snapshots"][0]["pause_ms"]["vm1"], 10.0);
         assert_eq!(value["ring"]["final"], 9);
         assert_eq!(value["coordination_ms"], 7.0);
+        assert_eq!((&value["restored"], &value["restore_load_ms"]), (&"ring-000001".into(), &200.0.into()));
     }
 
     #[test]

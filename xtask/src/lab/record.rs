@@ -96,6 +96,12 @@ pub struct Restore {
     pub snapshot: String,
     /// From the request until every VM ran.
     pub restore_ms: f64,
+    /// Of that, verifying the files.
+    pub poll_ms: f64,
+    /// Of that, loading the VMs.
+    pub load_ms: f64,
+    /// Of that, starting them and waking their guests.
+    pub start_ms: f64,
 }
 
 /// `status`.
