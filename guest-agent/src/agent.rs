@@ -14,7 +14,7 @@ use unasnap_loader::Installation;
 use crate::{
     announce, hooks,
     interfaces::{self, Choice},
-    outside,
+    locate, outside,
 };
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -67,6 +67,9 @@ impl Agent {
             GuestRequest::ReadCounters(()) => self.read_counters(),
             GuestRequest::SelfCheck(()) => Ok(GuestReply::Health(self.problems())),
             GuestRequest::StartHooks(hooks) => self.start_hooks(&hooks),
+            GuestRequest::LocateWord(()) => {
+                Ok(GuestReply::Located(locate::locate(&self.installation.maps().word)?))
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 //! | [`agent`] | what each request does |
 //! | [`hooks`] | after a restore: clock, entropy |
 //! | [`announce`] | after a restore: gratuitous ARP, unsolicited neighbour advertisement |
+//! | [`locate`] | where in RAM the state word is |
 //! | [`outside`] | connections that a restore will break |
 //! | [`interfaces`] | which interfaces there are, and their addresses |
 //! | [`port`] | the port to the host agent |
@@ -18,6 +19,7 @@ pub mod agent;
 pub mod announce;
 pub mod hooks;
 pub mod interfaces;
+pub mod locate;
 pub mod log;
 pub mod outside;
 pub mod port;

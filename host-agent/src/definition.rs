@@ -25,6 +25,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use unasnap_protocol::control;
 use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::name::Name;
 
@@ -93,15 +94,36 @@ pub struct Nic {
     pub addresses: Vec<String>,
 }
 
-/// Who colours a VM's packets.
+/// How a VM's packets are to be coloured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Colouring {
-    /// The guest agent's eBPF programs, driven through the straddle.
+    /// The best way that works: host, else memory, else guest.
     #[default]
+    Auto,
+    /// By programs on the VM's taps; nothing else.
+    Host,
+    /// By the guest agent's programs, whose word the host changes in the guest's RAM; else guest.
+    Memory,
+    /// By the guest agent's programs, driven through the straddle.
     Guest,
-    /// Nobody: the cuts of this VM are **not** consistent with the other members'. For control experiments.
+    /// By nobody: the cuts of this VM are **not** consistent with the other members'. For control experiments.
     None,
+}
+
+impl Colouring {
+    /// The ways that are allowed, the best first.
+    #[must_use]
+    pub fn ways(self) -> &'static [control::Colouring] {
+        use control::Colouring::{Guest, Host, Memory, None};
+        match self {
+            Self::Auto => &[Host, Memory, Guest],
+            Self::Host => &[Host],
+            Self::Memory => &[Memory, Guest],
+            Self::Guest => &[Guest],
+            Self::None => &[None],
+        }
+    }
 }
 
 fn one() -> u32 {

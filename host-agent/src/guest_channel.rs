@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout_at};
 use unasnap_protocol::control::{Failure, FailureKind, Phase};
 use unasnap_protocol::frame::{Decoder, MAX_GUEST_PAYLOAD};
 use unasnap_protocol::guest::{
-    Epoch, Flip, GuestReply, GuestRequest, Identity, Prefix, ReplyHead, RequestHead, SetMembers, StartHooks,
-    WordState,
+    Epoch, Flip, GuestReply, GuestRequest, Identity, Located, Prefix, ReplyHead, RequestHead, SetMembers,
+    StartHooks, WordState,
 };
 
 use crate::clock::unix_ns;
@@ -81,11 +81,6 @@ impl GuestChannel {
         Self { path, incarnation, sequence: unix_ns(), stream: None, decoder }
     }
 
-    /// The VM behind the socket is a new one: what was read from the old one is forgotten.
-    pub fn reset(&mut self, incarnation: u64) {
-        *self = Self::new(std::mem::take(&mut self.path), incarnation);
-    }
-
     /// Who is there?
     ///
     /// # Errors
@@ -138,6 +133,14 @@ impl GuestChannel {
         match self.ask(GuestRequest::CountOutside(())).await? {
             GuestReply::Outside(connections) => Ok(connections),
             other => Err(unexpected("CountOutside", &other)),
+        }
+    }
+
+    /// Where in its RAM the word is.
+    pub async fn locate_word(&mut self) -> Result<Located, GuestError> {
+        match self.ask(GuestRequest::LocateWord(())).await? {
+            GuestReply::Located(located) => Ok(located),
+            other => Err(unexpected("LocateWord", &other)),
         }
     }
 

@@ -29,9 +29,22 @@ pub mod qemu;
 /// What every asynchronous method of a driver returns.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, HypervisorError>> + Send + 'a>>;
 
-/// What the caller does in the pause of a cut, when the RAM's instant is fixed and no vCPU runs: the atomic flip
-/// of protocol.md section 3. Takes microseconds; it keeps its own result.
-pub type InPause<'a> = Box<dyn FnOnce() + Send + 'a>;
+/// What the caller does in the pause of a cut: the atomic flip of protocol.md section 3. Each takes microseconds and
+/// keeps its own result.
+pub struct InPause<'a> {
+    /// Called as soon as the VM stands still: until it resumes no frame goes into it or comes out of it.
+    pub stopped: Box<dyn FnOnce() + Send + 'a>,
+    /// Called when the RAM's instant is fixed: what is changed in RAM now is not in the snapshot.
+    pub fixed: Box<dyn FnOnce() + Send + 'a>,
+}
+
+impl InPause<'_> {
+    /// Nothing.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self { stopped: Box::new(|| {}), fixed: Box::new(|| {}) }
+    }
+}
 
 /// A hypervisor of this host.
 pub trait Hypervisor: Send + Sync {
@@ -71,6 +84,12 @@ pub trait Vm: Send {
     /// The host's network devices behind the VM's NICs, in the order of its definition.
     fn host_interfaces(&self) -> &[String];
 
+    /// Opens the VM's RAM, for changing a word of it in a pause.
+    ///
+    /// # Errors
+    /// The hypervisor keeps it where the host cannot reach it.
+    fn ram(&self) -> Result<Box<dyn GuestRam>, HypervisorError>;
+
     /// Asks the hypervisor.
     fn state(&mut self) -> Pending<'_, VmState>;
 
@@ -85,8 +104,8 @@ pub trait Vm: Send {
     /// written in the pause. The VM runs.
     fn arm_cut(&mut self) -> Pending<'_, ()>;
 
-    /// The cut: stop the vCPUs, switch the disks, fix the RAM's instant, call `in_pause`, resume. On an error the
-    /// VM has been told to run on, and `in_pause` may or may not have been called.
+    /// The cut: stop the vCPUs, switch the disks, fix the RAM's instant, resume, and what the caller has to do in
+    /// between. On an error the VM has been told to run on, and `in_pause` may or may not have been called.
     fn cut<'a>(&'a mut self, in_pause: InPause<'a>) -> Pending<'a, CutTimes>;
 
     /// Completes when every byte of the cut is in the folder and durable; the VM runs meanwhile.
@@ -97,6 +116,21 @@ pub trait Vm: Send {
 
     /// Lets a restored VM run.
     fn resume(&mut self) -> Pending<'_, ()>;
+}
+
+/// The RAM of one VM, by guest-physical address, and nothing else of the host.
+pub trait GuestRam: Send + Sync {
+    /// Fills `bytes` with what stands at `at`.
+    ///
+    /// # Errors
+    /// Not all of it is RAM of this VM, or it is gone.
+    fn read(&self, at: u64, bytes: &mut [u8]) -> std::io::Result<()>;
+
+    /// Writes `bytes` at `at`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); nothing was written then.
+    fn write(&self, at: u64, bytes: &[u8]) -> std::io::Result<()>;
 }
 
 /// A local snapshot on this host, verified by the caller.

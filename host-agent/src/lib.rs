@@ -2,17 +2,19 @@
 //!
 //! | module | what is in it |
 //! |---|---|
+//! | [`colouring`] | how a VM's packets are coloured, the flips among it |
 //! | [`config`] | `host.toml` |
 //! | [`definition`] | VM definitions in TOML |
 //! | [`hypervisor`] | the trait that every hypervisor driver implements, and the QEMU driver |
 //! | [`store`] | local snapshots on this host's disk |
 //! | [`guest_channel`] | requests to the guest agent |
-//! | [`works`] | what a member's jobs do, the straddle among them |
+//! | [`works`] | what a member's jobs do |
 //! | [`member`] | the task around one VM's participant |
 //! | [`link`] | the connection to the coordinator |
 //! | [`run`] | all of it together |
 
 pub mod clock;
+pub mod colouring;
 pub mod config;
 pub mod definition;
 pub mod guest_channel;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use unasnap_host::colouring::host::KernelTaps;
 use unasnap_host::config::Config;
 
 /// Snapshots and restores the VMs of this host for unasnap's coordinator.
@@ -24,16 +25,24 @@ enum Command {
         #[arg(long, default_value = "/etc/unasnap/host.toml")]
         config: PathBuf,
     },
+    /// Take the programs off the taps of this agent's VMs and forget their state. For when the agent does not run.
+    Detach {
+        /// The host's configuration.
+        #[arg(long, default_value = "/etc/unasnap/host.toml")]
+        config: PathBuf,
+    },
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let Command::Run { config } = Arguments::parse().command;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    unasnap_host::run::run(Config::load(&config)?).await
+    match Arguments::parse().command {
+        Command::Run { config } => unasnap_host::run::run(Config::load(&config)?).await,
+        Command::Detach { config } => KernelTaps::new(&Config::load(&config)?.state_dir).forget_all(),
+    }
 }

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use unasnap_channel::{Identity, Peer};
 use unasnap_protocol::name::Name;
 
+use crate::colouring::host::{KernelTaps, Taps};
 use crate::config::Config;
 use crate::definition::{VmDefinition, load_folder};
 use crate::hypervisor::qemu::Qemu;
@@ -17,7 +18,7 @@ use crate::hypervisor::{Hypervisor, Vm};
 use crate::link::Link;
 use crate::member::{self, Members};
 use crate::store::Store;
-use crate::works::Works;
+use crate::works::{Origin, Works};
 
 /// For tests of the protocol: `vm2=20,vm3=5` lets these VMs begin their cuts this many milliseconds late.
 const TAKE_DELAY: &str = "UNASNAP_TEST_TAKE_DELAY_MS";
@@ -50,11 +51,18 @@ pub async fn run(config: Config) -> Result<()> {
     for problem in problems {
         tracing::error!("a VM is left out: {:#}", anyhow::Error::from(problem));
     }
+    let taps = KernelTaps::new(&config.state_dir);
+    let names: Vec<Name> = definitions.iter().map(|definition| definition.name.clone()).collect();
+    if let Err(error) = taps.forget_all_but(&names) {
+        tracing::warn!("programs of VMs that are no longer defined are left: {error:#}");
+    }
+    let taps: Arc<dyn Taps> = Arc::new(taps);
     let (answer_sender, answers) = mpsc::unbounded_channel();
     let mut members = Members::new();
-    for (definition, vm) in find_or_start(definitions, &hypervisor, &store).await {
+    for (definition, found) in find_or_start(definitions, &hypervisor, &store).await {
         let (name, delay) = (definition.name.clone(), take_delay(&definition.name)?);
-        let works = Works::new(definition, hypervisor.clone(), store.clone(), vm, delay);
+        let works = Works::new(definition, hypervisor.clone(), store.clone(), taps.clone(), delay);
+        works.take_charge(found).await;
         members.insert(name, member::start(Arc::new(works), answer_sender.clone()).await);
     }
     let link = Link { config, identity, members, store, answers };
@@ -67,24 +75,26 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
+type Found = Option<(Box<dyn Vm>, Origin)>;
+
 /// All VMs at once: a boot takes seconds.
 async fn find_or_start(
     definitions: Vec<VmDefinition>,
     hypervisor: &Arc<dyn Hypervisor>,
     store: &Store,
-) -> Vec<(VmDefinition, Option<Box<dyn Vm>>)> {
+) -> Vec<(VmDefinition, Found)> {
     let mut starting = JoinSet::new();
     for definition in definitions {
         let (hypervisor, restorable) = (hypervisor.clone(), has_committed(store, &definition.name));
         starting.spawn(async move {
-            let vm = match one(&definition, hypervisor.as_ref(), restorable).await {
-                Ok(vm) => vm,
+            let found = match one(&definition, hypervisor.as_ref(), restorable).await {
+                Ok(found) => found,
                 Err(error) => {
                     tracing::error!(vm = %definition.name, "{error:#}");
                     None
                 }
             };
-            (definition, vm)
+            (definition, found)
         });
     }
     starting.join_all().await
@@ -92,15 +102,11 @@ async fn find_or_start(
 
 /// A VM that lives is adopted; one that never was snapshotted is booted; one that died after a
 /// snapshot waits for the restore of its deployment, which would only have to destroy it again.
-async fn one(
-    definition: &VmDefinition,
-    hypervisor: &dyn Hypervisor,
-    restorable: bool,
-) -> Result<Option<Box<dyn Vm>>> {
+async fn one(definition: &VmDefinition, hypervisor: &dyn Hypervisor, restorable: bool) -> Result<Found> {
     let name = &definition.name;
     if let Some(vm) = hypervisor.adopt(definition).await.context("it cannot be adopted")? {
         tracing::info!(vm = %name, incarnation = vm.incarnation(), "adopted");
-        return Ok(Some(vm));
+        return Ok(Some((vm, Origin::Adopted)));
     }
     if restorable {
         tracing::warn!(vm = %name, "it does not run and has a snapshot: `unasnap restore` brings its deployment back");
@@ -108,7 +114,7 @@ async fn one(
     }
     let vm = hypervisor.start(definition, 0).await.context("it cannot be started")?;
     tracing::info!(vm = %name, incarnation = vm.incarnation(), "started");
-    Ok(Some(vm))
+    Ok(Some((vm, Origin::Started)))
 }
 
 fn has_committed(store: &Store, vm: &Name) -> bool {

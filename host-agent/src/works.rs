@@ -1,24 +1,26 @@
-//! What a member's jobs do: hypervisor, guest agent and store, in the order that protocol.md gives.
+//! What a member's jobs do: hypervisor, colours and store, in the order that protocol.md gives.
 //!
-//! The straddle stands in [`Works::cut`]: send early, stop, fix, resume, receive late. Every step is
-//! idempotent; what undoes is written so that it can follow any step that was broken off anywhere.
+//! Every step is idempotent; what undoes is written so that it can follow any step that was broken off anywhere.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex;
 use unasnap_channel::steady_ns;
 use unasnap_protocol::control::{CutReport, Envelope, Failure, FailureKind, Phase, SavedReport};
 use unasnap_protocol::guest::{Prefix, WordState};
 use unasnap_protocol::participant::{Job, Outcome, Step};
 
-use crate::definition::{Colouring, VmDefinition};
-use crate::guest_channel::{GuestChannel, GuestError, member_table};
+use self::living::Living;
+use crate::colouring::Colours;
+use crate::colouring::host::Taps;
+use crate::definition::VmDefinition;
 use crate::hypervisor::{Hypervisor, HypervisorError, Vm, VmState};
 use crate::store::manifest::{Identity, Saved};
 use crate::store::{Draft, Store, StoreError};
 
 mod instant;
+mod living;
 mod report;
 mod resumption;
 
@@ -28,40 +30,56 @@ pub struct Works {
     hypervisor: Arc<dyn Hypervisor>,
     store: Store,
     instance: Mutex<Option<Box<dyn Vm>>>,
-    guest: Mutex<GuestChannel>,
+    /// Locked after the instance by whoever needs both.
+    colours: Mutex<Colours>,
     /// The local snapshot that is being written, from PREPARE to SAVED.
     draft: Arc<Mutex<Option<Draft>>>,
-    /// Connections of the guest to addresses that are not members, as counted at PREPARE.
-    outside: Mutex<Option<u32>>,
     /// Test switch: how much later than ordered this VM's cut begins.
     take_delay: Duration,
     last_report: report::Remembered,
 }
 
+/// Where an instance comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// It outlived an earlier host agent.
+    Adopted,
+    /// It was booted or restored by this one.
+    Started,
+}
+
 impl Works {
-    /// A VM whose instance, if any, was just started or adopted.
+    /// A VM that does not run yet.
     #[must_use]
     pub fn new(
         definition: VmDefinition,
         hypervisor: Arc<dyn Hypervisor>,
         store: Store,
-        instance: Option<Box<dyn Vm>>,
+        taps: Arc<dyn Taps>,
         take_delay: Duration,
     ) -> Self {
-        let guest = match &instance {
-            Some(vm) => GuestChannel::new(vm.guest_channel_path().to_owned(), vm.incarnation()),
-            None => GuestChannel::new(std::path::PathBuf::new(), 0),
-        };
         Self {
+            colours: Mutex::new(Colours::new(&definition, taps)),
             definition,
             hypervisor,
             store,
-            instance: Mutex::new(instance),
-            guest: Mutex::new(guest),
+            instance: Mutex::default(),
             draft: Arc::default(),
-            outside: Mutex::default(),
             take_delay,
             last_report: report::Remembered::default(),
+        }
+    }
+
+    /// Takes charge of the instance, if there is one: adopted, or just started.
+    pub async fn take_charge(&self, found: Option<(Box<dyn Vm>, Origin)>) {
+        let mut instance = self.instance.lock().await;
+        let mut colours = self.colours.lock().await;
+        match found {
+            Some((mut vm, origin)) => {
+                colours.begin(vm.as_mut(), origin == Origin::Adopted).await;
+                *instance = Some(vm);
+            }
+            None => colours.end(&[]).await,
         }
     }
 
@@ -91,13 +109,8 @@ impl Works {
         Ok(Outcome::Done)
     }
 
-    fn colours(&self) -> bool {
-        self.definition.colouring == Colouring::Guest
-    }
-
     async fn prepare(&self, envelope: &Envelope, members: Vec<Prefix>) -> Result<(), Failure> {
-        let mut instance = self.living(Phase::Prepare).await?;
-        let vm = instance.as_mut().ok_or_else(|| self.not_running(Phase::Prepare))?;
+        let mut vm = self.living(Phase::Prepare).await?;
         match vm.state().await.map_err(|error| hypervisor_failure(&error, Phase::Prepare))? {
             VmState::Running => {}
             other => {
@@ -105,58 +118,37 @@ impl Works {
                 return Err(Failure::new(FailureKind::VmNotRunning, Phase::Prepare, text));
             }
         }
-        if self.colours() {
-            let guest_failure = |error: GuestError| error.during(Phase::Prepare);
-            let mut guest = self.guest.lock().await;
-            guest.self_check().await.map_err(guest_failure)?;
-            guest.set_members(member_table(members)).await.map_err(guest_failure)?;
-            // Asked now: between TAKE and the cut every question would widen the skew.
-            *self.outside.lock().await = Some(guest.count_outside().await.map_err(guest_failure)?);
-        }
+        let mut colours = self.colours.lock().await;
+        colours.prepare(&mut *vm, members, envelope.epoch).await?;
         let store_failure = |error: StoreError| store_failure(&error, Phase::Prepare);
         self.store.check_space(vm.space_needed()).map_err(store_failure)?;
         let draft = self.store.begin(&envelope.snapshot, &self.definition.name).map_err(store_failure)?;
         let folder = draft.folder().to_owned();
         *self.draft.lock().await = Some(draft);
         vm.prepare_cut(&folder).await.map_err(|error| hypervisor_failure(&error, Phase::Prepare))?;
-        self.set_word(WordState::colouring(envelope.epoch), Phase::Prepare).await
+        colours.set_word(WordState::colouring(envelope.epoch), Phase::Prepare).await
     }
 
     async fn arm(&self, envelope: &Envelope) -> Result<(), Failure> {
-        let mut instance = self.living(Phase::Arm).await?;
-        let vm = instance.as_mut().ok_or_else(|| self.not_running(Phase::Arm))?;
+        let mut vm = self.living(Phase::Arm).await?;
         vm.arm_cut().await.map_err(|error| hypervisor_failure(&error, Phase::Arm))?;
-        if self.colours() {
-            let mut guest = self.guest.lock().await;
-            guest.set_strict(envelope.epoch).await.map_err(|error| error.during(Phase::Arm))?;
-        }
-        Ok(())
+        self.colours.lock().await.arm(envelope.epoch).await
     }
 
-    /// The straddling cut: between the two flips this member neither sends as PRESNAPSHOT nor
-    /// receives POSTSNAPSHOT, so the instant between them is consistent wherever it falls.
     async fn cut(&self, envelope: &Envelope, at_ns: Option<u64>) -> Result<CutReport, Failure> {
-        let mut instance = self.living(Phase::Take).await?;
-        let vm = instance.as_mut().ok_or_else(|| self.not_running(Phase::Take))?;
-        let mut guest = self.guest.lock().await;
-        let guest_failure = |error: GuestError| error.during(Phase::Take);
+        let mut vm = self.living(Phase::Take).await?;
+        let mut colours = self.colours.lock().await;
         instant::wait(at_ns, self.take_delay).await?;
-        if self.colours() {
-            guest.flip_send(envelope.epoch).await.map_err(guest_failure)?;
-        }
-        let send_flipped_ns = steady_ns();
-        let times = vm.cut(Box::new(|| {})).await.map_err(|error| hypervisor_failure(&error, Phase::Take))?;
-        if self.colours() {
-            guest.flip_receive(envelope.epoch).await.map_err(guest_failure)?;
-        }
+        let cut = colours.cut(&mut *vm, envelope.epoch).await?;
         Ok(CutReport {
-            send_flipped_ns,
-            stopped_ns: times.stopped_at,
-            instant_ns: times.instant,
-            resumed_ns: times.resumed_at,
-            receive_flipped_ns: steady_ns(),
-            parts: times.parts.iter().map(|(name, ns)| ((*name).to_owned(), *ns)).collect(),
-            outside_connections: *self.outside.lock().await,
+            colouring: colours.way(),
+            send_flipped_ns: cut.send_flipped_ns,
+            stopped_ns: cut.times.stopped_at,
+            instant_ns: cut.times.instant,
+            resumed_ns: cut.times.resumed_at,
+            receive_flipped_ns: cut.receive_flipped_ns,
+            parts: cut.times.parts.iter().map(|(name, ns)| ((*name).to_owned(), *ns)).collect(),
+            outside_connections: colours.outside(),
         })
     }
 
@@ -166,8 +158,7 @@ impl Works {
     /// What failed, in the words that go to the operator.
     pub async fn save(&self, envelope: &Envelope) -> Result<SavedReport, Failure> {
         let saved = {
-            let mut instance = self.living(Phase::Save).await?;
-            let vm = instance.as_mut().ok_or_else(|| self.not_running(Phase::Save))?;
+            let mut vm = self.living(Phase::Save).await?;
             vm.save().await.map_err(|error| hypervisor_failure(&error, Phase::Save))?
         };
         let identity = Identity {
@@ -239,29 +230,20 @@ impl Works {
     }
 
     async fn make_idle(&self, epoch: u32, phase: Phase) -> Result<(), Failure> {
-        self.set_word(WordState::idle(epoch), phase).await
+        self.colours.lock().await.set_word(WordState::idle(epoch), phase).await
     }
 
-    async fn set_word(&self, word: WordState, phase: Phase) -> Result<(), Failure> {
-        if self.colours() {
-            self.guest.lock().await.set_word(word).await.map_err(|error| error.during(phase))?;
-        }
-        Ok(())
-    }
-
-    /// The instance, if its process is there.
-    async fn living(&self, phase: Phase) -> Result<MutexGuard<'_, Option<Box<dyn Vm>>>, Failure> {
-        let instance = self.instance.lock().await;
-        if instance.is_some() { Ok(instance) } else { Err(self.not_running(phase)) }
-    }
-
-    fn not_running(&self, phase: Phase) -> Failure {
-        let text = format!("VM {} does not run here; restore its deployment", self.definition.name);
-        Failure::new(FailureKind::VmNotRunning, phase, text)
+    /// The instance, locked.
+    async fn living(&self, phase: Phase) -> Result<Living<'_>, Failure> {
+        Living::new(self.instance.lock().await).ok_or_else(|| {
+            let text = format!("VM {} does not run here; restore its deployment", self.definition.name);
+            Failure::new(FailureKind::VmNotRunning, phase, text)
+        })
     }
 }
 
-fn hypervisor_failure(error: &HypervisorError, phase: Phase) -> Failure {
+/// A driver's error as it goes to the coordinator.
+pub(crate) fn hypervisor_failure(error: &HypervisorError, phase: Phase) -> Failure {
     let kind = match error {
         HypervisorError::TimedOut { .. } => FailureKind::TimedOut,
         HypervisorError::Gone { .. } | HypervisorError::WrongState { .. } => FailureKind::VmNotRunning,

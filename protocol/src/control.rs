@@ -126,6 +126,8 @@ pub enum FailureKind {
     BadRequest,
     /// A defect or an error of the program's own machine (disk, memory).
     Internal,
+    /// The VM's packets cannot be coloured as its definition says.
+    Colouring,
 }
 
 /// What failed, on the wire: stable kind, step, and words (what, why, what to do).
@@ -196,8 +198,10 @@ pub struct VmReport {
     pub addresses: Vec<Prefix>,
     /// What the hypervisor says.
     pub state: VmState,
-    /// How its packets are coloured.
+    /// How its packets are coloured, as far as is known before the next PREPARE.
     pub colouring: Colouring,
+    /// Why that is not what its definition would rather have; empty when it is.
+    pub colouring_note: String,
     /// How its RAM is taken, once probed, e.g. `live`.
     pub ram_way: String,
     /// What emulates its processor, e.g. `kvm`.
@@ -232,6 +236,21 @@ pub enum Colouring {
     Guest,
     /// Not at all: for the control experiment only; such snapshots are not consistent.
     None,
+    /// By programs on the VM's taps; both halves flip at once in the pause.
+    Host,
+    /// By programs in the guest, whose word the host changes in the guest's RAM in the pause.
+    Memory,
+}
+
+impl std::fmt::Display for Colouring {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.pad(match self {
+            Self::Guest => "guest",
+            Self::None => "none",
+            Self::Host => "host",
+            Self::Memory => "memory",
+        })
+    }
 }
 
 /// The answer to [`CoordinatorSession::StillHere`], nanoseconds. From it the coordinator knows how far the two clocks are
@@ -293,7 +312,9 @@ pub struct SavedReport {
 /// Times of one cut, nanoseconds of the host's clock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CutReport {
-    /// Send half flipped: the straddle begins.
+    /// How this cut's packets were coloured.
+    pub colouring: Colouring,
+    /// Send half flipped: the straddle begins. Where both halves flip at once, in the pause, both times are that one.
     pub send_flipped_ns: u64,
     /// vCPUs stopped.
     pub stopped_ns: u64,

@@ -125,6 +125,8 @@ messages! {
         /// How many established TCP connections lead to addresses that are not members? Answered by
         /// `Outside`.
         10 => CountOutside(()),
+        /// Where in RAM is the word? A fresh nonce is put beside it. Answered by `Located`.
+        11 => LocateWord(()),
     }
 }
 
@@ -150,7 +152,18 @@ messages! {
         136 => OldIncarnation(u64),
         /// To `CountOutside`.
         137 => Outside(u32),
+        /// To `LocateWord`.
+        138 => Located(Located),
     }
+}
+
+/// Where the state word is in the guest's RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Located {
+    /// Guest-physical address of the word, the start of a page.
+    pub guest_physical: u64,
+    /// Stands in the eight bytes behind the word, little-endian.
+    pub nonce: u64,
 }
 
 /// How the programs hang on the interfaces.

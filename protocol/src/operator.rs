@@ -252,6 +252,7 @@ impl MemberRecord {
 
     /// Enters what its CUT said, in times of the coordinator's clock but for this many nanoseconds at most.
     pub fn set_cut(&mut self, cut: &CutReport, clock_bound_ns: Option<u64>) {
+        self.colouring = cut.colouring;
         self.pause_ms = Some(ms(cut.pause_ns()));
         self.clock_bound_ms = clock_bound_ns.map(ms);
         self.send_flipped_ns = Some(cut.send_flipped_ns);
@@ -269,7 +270,9 @@ impl MemberRecord {
         self.saved_ns = Some(saved.saved_ns);
         self.digest = Some(saved.digest.iter().map(|byte| format!("{byte:02x}")).collect());
         self.bytes = Some(saved.bytes);
-        self.local_ms = self.send_flipped_ns.map(|start| ms(saved.saved_ns.saturating_sub(start)));
+        // A straddle begins before the stop, an atomic flip comes after it.
+        let start = self.send_flipped_ns.min(self.stopped_ns);
+        self.local_ms = start.map(|start| ms(saved.saved_ns.saturating_sub(start)));
     }
 }
 
@@ -372,6 +375,8 @@ pub struct VmStatus {
     pub state: Option<VmState>,
     /// How its packets are coloured.
     pub colouring: Option<Colouring>,
+    /// Why that is not what its definition would rather have.
+    pub colouring_note: Option<String>,
     /// How its RAM is taken.
     pub ram_way: Option<String>,
     /// What emulates its processor.

@@ -76,6 +76,7 @@ fn guest_requests() {
             GuestRequest::SelfCheck(()),
             GuestRequest::StartHooks(StartHooks { unix_ns: 1_700_000_000_000_000_000, entropy: [9; 32] }),
             GuestRequest::CountOutside(()),
+            GuestRequest::LocateWord(()),
         ]
     );
 }
@@ -106,6 +107,7 @@ fn guest_replies() {
             GuestReply::Failed("why".to_owned()),
             GuestReply::OldIncarnation(3),
             GuestReply::Outside(2),
+            GuestReply::Located(Located { guest_physical: 0x0123_4000, nonce: 300 }),
         ]
     );
 }
@@ -119,6 +121,7 @@ fn inventory() -> Inventory {
         addresses: prefixes(),
         state: VmState::Running,
         colouring: Colouring::Guest,
+        colouring_note: "why".to_owned(),
         ram_way: "live".to_owned(),
         accelerator: "kvm".to_owned(),
         guest: true,
@@ -175,6 +178,7 @@ fn orders() {
 
 fn cut() -> CutReport {
     CutReport {
+        colouring: Colouring::Host,
         send_flipped_ns: 1,
         stopped_ns: 2,
         instant_ns: 3,
@@ -269,6 +273,7 @@ fn status() -> StatusReport {
         host: name("h1"),
         state: Some(VmState::Paused),
         colouring: Some(Colouring::None),
+        colouring_note: Some("why".to_owned()),
         ram_way: Some("stop-and-save".to_owned()),
         accelerator: Some("tcg".to_owned()),
         guest_agent: Some(true),
@@ -347,6 +352,7 @@ fn variants() {
         Kind::HostLost,
         Kind::BadRequest,
         Kind::Internal,
+        Kind::Colouring,
     ];
     let phases = [
         Phase::Prepare,
@@ -362,11 +368,11 @@ fn variants() {
         Phase::Delete,
     ];
     let mut lines = String::new();
-    for (at, (kind, phase)) in kinds.into_iter().zip(phases).enumerate() {
+    for (at, (kind, phase)) in kinds.into_iter().zip(phases.into_iter().cycle()).enumerate() {
         let bytes = Answer::Refused(Failure::new(kind, phase, "")).encode(&envelope());
         let body = &bytes[bytes.len() - 3..];
         assert_eq!(usize::from(body[0]), at, "{kind:?}");
-        assert_eq!(usize::from(body[1]), at, "{phase:?}");
+        assert_eq!(usize::from(body[1]), at % phases.len(), "{phase:?}");
         writeln!(lines, "{at} {kind:?} {phase:?}").unwrap();
     }
     let states = [VmState::Stopped, VmState::Starting, VmState::Running, VmState::Paused, VmState::Failed];
@@ -382,7 +388,7 @@ fn variants() {
         Error::Internal,
     ];
     let attach = [AttachKind::Tcx, AttachKind::Clsact];
-    let colouring = [Colouring::Guest, Colouring::None];
+    let colouring = [Colouring::Guest, Colouring::None, Colouring::Host, Colouring::Memory];
     writeln!(lines, "{states:?} {:?}", states.map(|state| state as u8)).unwrap();
     writeln!(lines, "{snapshots:?} {:?}", snapshots.map(|state| state as u8)).unwrap();
     writeln!(lines, "{errors:?} {:?}", errors.map(|kind| kind as u8)).unwrap();

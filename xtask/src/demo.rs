@@ -22,6 +22,7 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 
 use crate::build;
+use crate::lab::cluster::Colouring;
 use crate::layout::Layout;
 use crate::setup;
 
@@ -40,12 +41,19 @@ pub struct Options {
     /// Print one JSON object on stdout instead of a table
     #[arg(long)]
     json: bool,
+    /// How packets are coloured
+    #[arg(long, value_enum, default_value_t = Colouring::Mixed)]
+    colouring: Colouring,
     /// The control experiment: the same without colouring. The verdict says what became of the ring
-    #[arg(long)]
+    #[arg(long, conflicts_with = "colouring")]
     no_colour: bool,
 }
 
 impl Options {
+    fn colouring(&self) -> Colouring {
+        if self.no_colour { Colouring::None } else { self.colouring }
+    }
+
     fn check(&self) -> Result<()> {
         ensure!((2..=32).contains(&self.vms), "--vms: a ring has 2 to 32 VMs here");
         ensure!((1..=self.vms).contains(&self.hosts), "--hosts: 1 to as many as there are VMs");

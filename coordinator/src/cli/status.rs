@@ -1,7 +1,7 @@
 //! `unasnap status`, `host list`, `vm list`: three views of one answer.
 
 use serde::Serialize;
-use unasnap_protocol::control::{Colouring, VmState};
+use unasnap_protocol::control::VmState;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{HostStatus, Reply, Request, StatusReport, VmStatus};
 
@@ -97,7 +97,7 @@ fn vm_table(vms: &[VmStatus]) -> Result<()> {
             vm.deployment.to_string(),
             vm.host.to_string(),
             vm.state.map_or("host away", state).to_owned(),
-            output::known(vm.colouring.map(colouring)),
+            output::known(vm.colouring),
             output::known(vm.ram_way.as_ref().filter(|way| !way.is_empty())),
             output::known(vm.accelerator.as_ref().filter(|name| !name.is_empty())),
             output::known(vm.guest_agent.map(|answers| if answers { "answers" } else { "silent" })),
@@ -106,7 +106,11 @@ fn vm_table(vms: &[VmStatus]) -> Result<()> {
             output::known(vm.cpus),
         ]
     };
-    output::table(&header, vms.iter().map(row))
+    output::table(&header, vms.iter().map(row))?;
+    for (vm, note) in vms.iter().filter_map(|vm| Some((vm, vm.colouring_note.as_ref()?))) {
+        output::line(&format!("{}: not coloured as it would rather be: {note}", vm.name))?;
+    }
+    Ok(())
 }
 
 fn state(state: VmState) -> &'static str {
@@ -116,12 +120,5 @@ fn state(state: VmState) -> &'static str {
         VmState::Running => "running",
         VmState::Paused => "paused",
         VmState::Failed => "failed",
-    }
-}
-
-fn colouring(colouring: Colouring) -> &'static str {
-    match colouring {
-        Colouring::Guest => "guest",
-        Colouring::None => "none",
     }
 }

@@ -80,6 +80,9 @@ impl Owner {
             host: vm.host.clone(),
             state: report.map(|report| report.state),
             colouring: report.map(|report| report.colouring),
+            colouring_note: report
+                .map(|report| report.colouring_note.clone())
+                .filter(|note| !note.is_empty()),
             ram_way: report.map(|report| report.ram_way.clone()),
             accelerator: report.map(|report| report.accelerator.clone()),
             guest_agent: report.map(|report| report.guest),

@@ -129,3 +129,15 @@ fn fits(found: &MapInfo, expected: &MapShape) -> bool {
         && found.value_size() == expected.value_bytes
         && found.max_entries() == expected.entries
 }
+
+/// Names of the folders in a directory of the BPF file system; none when there is no such directory.
+///
+/// # Errors
+/// It cannot be read.
+pub fn subdirectories(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}

@@ -25,7 +25,7 @@ fn paths_are_relative_to_the_file() {
     let definition = VmDefinition::load(&folder.path().join("vm.toml")).unwrap();
     assert_eq!(definition.kernel, Some(folder.path().join("k")));
     assert_eq!(definition.cpus, 1);
-    assert_eq!(definition.colouring, Colouring::Guest);
+    assert_eq!(definition.colouring, Colouring::Auto);
 }
 
 #[test]
@@ -36,6 +36,7 @@ fn each_refusal_names_the_key() {
         (GOOD.replace("memory_mb=128", "memory_mb=1"), "key `memory_mb` is 1"),
         (GOOD.replace("name='a'", "name='../a'"), "not a valid name"),
         (GOOD.replace("name='a'", "name='a'\ncolour='x'"), "unknown field `colour`"),
+        (GOOD.replace("name='a'", "name='a'\ncolouring='x'"), "unknown variant `x`, expected one of `auto`"),
         (GOOD.replace("52:54", "53:54"), "key `nic[0].mac`"),
         (GOOD.replace("fd00::/64", "fd00::/129"), "key `nic[0].addresses` is fd00::/129"),
         (GOOD.replace("br0", "br/0"), "key `nic[0].bridge`"),

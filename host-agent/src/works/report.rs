@@ -1,21 +1,30 @@
 //! What a member says about its VM once a second.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use unasnap_protocol::control::{self, VmReport};
 use unasnap_protocol::guest::Prefix;
 
 use super::Works;
-use crate::definition::Colouring;
 use crate::hypervisor::VmState;
 
-/// What was last seen, shown while the VM or its channel is busy with a job.
-pub(super) type Remembered = Mutex<Option<(control::VmState, bool)>>;
+/// What was last seen, shown while the VM is busy with a job.
+pub(super) type Remembered = Mutex<Option<Seen>>;
+
+/// What changes from one look to the next.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    state: control::VmState,
+    colouring: control::Colouring,
+    colouring_note: String,
+    guest: bool,
+    incarnation: u64,
+}
 
 impl Works {
     /// The VM as it stands; asks the hypervisor and the guest unless they are busy.
     pub async fn report(&self) -> VmReport {
-        let (state, guest) = self.look().await;
+        let seen = self.look().await;
         let facts = self.hypervisor.about();
         VmReport {
             name: self.definition.name.clone(),
@@ -23,20 +32,13 @@ impl Works {
             memory_mb: u32::try_from(self.definition.memory_mb).unwrap_or(u32::MAX),
             cpus: self.definition.cpus,
             addresses: self.addresses(),
-            state,
-            colouring: match self.definition.colouring {
-                Colouring::Guest => control::Colouring::Guest,
-                Colouring::None => control::Colouring::None,
-            },
+            state: seen.state,
+            colouring: seen.colouring,
+            colouring_note: seen.colouring_note,
             ram_way: facts.ram_way.label().to_owned(),
             accelerator: facts.accel.label().to_owned(),
-            guest,
-            incarnation: self
-                .instance
-                .try_lock()
-                .ok()
-                .and_then(|vm| vm.as_ref().map(|vm| vm.incarnation()))
-                .unwrap_or(0),
+            guest: seen.guest,
+            incarnation: seen.incarnation,
         }
     }
 
@@ -46,43 +48,49 @@ impl Works {
         self.definition.prefixes()
     }
 
-    async fn look(&self) -> (control::VmState, bool) {
-        let remembered = || self.last_report.lock().ok().and_then(|last| *last);
-        let Ok(mut instance) = self.instance.try_lock() else {
-            return remembered().unwrap_or((control::VmState::Running, false));
+    async fn look(&self) -> Seen {
+        let remembered = || self.last_report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (instance, colours) = (self.instance.try_lock(), self.colours.try_lock());
+        let (mut instance, mut colours) = match (instance, colours, remembered()) {
+            (Ok(instance), Ok(colours), _) => (instance, colours),
+            (_, _, Some(seen)) => return seen,
+            // Nobody has looked yet, and a job is under way: wait for it.
+            (instance, colours, None) => {
+                drop((instance, colours));
+                (self.instance.lock().await, self.colours.lock().await)
+            }
         };
-        let seen = match instance.as_mut() {
-            None => (control::VmState::Stopped, false),
+        let incarnation = instance.as_ref().map_or(0, |vm| vm.incarnation());
+        let state = match instance.as_mut() {
+            None => control::VmState::Stopped,
             Some(vm) => match vm.state().await {
                 Ok(VmState::Running) => {
-                    drop(instance);
-                    let answers = self.guest_answers().await;
-                    let state = if answers || !self.colours() || remembered().is_some_and(|(_, guest)| guest)
-                    {
+                    colours.look(vm.as_mut()).await;
+                    let before = remembered().is_some_and(|seen| seen.guest);
+                    if colours.guest_answers() || before || !colours.needs_guest() {
                         control::VmState::Running
                     } else {
                         control::VmState::Starting
-                    };
-                    (state, answers)
+                    }
                 }
-                Ok(VmState::Paused) => (control::VmState::Paused, false),
+                Ok(VmState::Paused) => control::VmState::Paused,
                 Ok(VmState::Dead) => {
+                    let taps = vm.host_interfaces().to_vec();
                     *instance = None;
-                    (control::VmState::Stopped, false)
+                    colours.end(&taps).await;
+                    control::VmState::Stopped
                 }
-                Ok(VmState::IoError) | Err(_) => (control::VmState::Failed, false),
+                Ok(VmState::IoError) | Err(_) => control::VmState::Failed,
             },
         };
-        if let Ok(mut last) = self.last_report.lock() {
-            *last = Some(seen);
-        }
+        let seen = Seen {
+            state,
+            colouring: colours.way(),
+            colouring_note: colours.note().to_owned(),
+            guest: state == control::VmState::Running && colours.guest_answers(),
+            incarnation: if instance.is_some() { incarnation } else { 0 },
+        };
+        *self.last_report.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen.clone());
         seen
-    }
-
-    async fn guest_answers(&self) -> bool {
-        match self.guest.try_lock() {
-            Ok(mut guest) => guest.identify().await.is_ok(),
-            Err(_) => true,
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! VMs outlive their host agent, wherever in a cut that ends.
 
-use unasnap_host::hypervisor::{Hypervisor, VmState};
+use unasnap_host::hypervisor::{Hypervisor, InPause, VmState};
 use unasnap_host::store::Store;
 
 use crate::bench::{name, with_bench};
@@ -47,10 +47,10 @@ fn an_unfinished_cut_ends_with_its_agent() {
                 match steps {
                     0 => {}
                     1 => drop(
-                        tokio::time::timeout(std::time::Duration::from_millis(4), vm.cut(Box::new(|| {})))
+                        tokio::time::timeout(std::time::Duration::from_millis(4), vm.cut(InPause::nothing()))
                             .await,
                     ),
-                    _ => drop(vm.cut(Box::new(|| {})).await.unwrap()),
+                    _ => drop(vm.cut(InPause::nothing()).await.unwrap()),
                 }
                 drop(vm);
                 let store = Store::open(&bench.path().join("state"), 0).unwrap();

@@ -10,7 +10,7 @@ use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::qemu::{Qemu, QemuConfig};
-use unasnap_host::hypervisor::{CutTimes, Hypervisor, SavedVm, Vm};
+use unasnap_host::hypervisor::{CutTimes, Hypervisor, InPause, SavedVm, Vm};
 use unasnap_host::store::manifest::{Accel, Identity, RamWay};
 use unasnap_host::store::{Draft, Store};
 use unasnap_protocol::name::Name;
@@ -133,7 +133,7 @@ impl Bench {
         let draft = self.store.begin(&name(snapshot), &self.vm.name).unwrap();
         vm.prepare_cut(draft.folder()).await.unwrap();
         vm.arm_cut().await.unwrap();
-        let times = vm.cut(Box::new(|| {})).await.unwrap();
+        let times = vm.cut(InPause::nothing()).await.unwrap();
         self.finish(vm, draft, snapshot).await;
         times
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use unasnap_host::hypervisor::{Hypervisor, HypervisorError, SavedVm, Vm, VmState};
+use unasnap_host::hypervisor::{Hypervisor, HypervisorError, InPause, SavedVm, Vm, VmState};
 use unasnap_host::store::manifest::RamWay;
 use unasnap_host::store::{Draft, StoreError};
 
@@ -43,16 +43,16 @@ fn a_cut_can_be_discarded_at_any_point() {
                 discard(bench, &mut *vm, &draft, 1).await;
 
                 let draft = prepare(bench, &mut *vm).await;
-                vm.cut(Box::new(|| {})).await.unwrap();
+                vm.cut(InPause::nothing()).await.unwrap();
                 discard(bench, &mut *vm, &draft, 2).await;
 
                 let draft = prepare(bench, &mut *vm).await;
-                vm.cut(Box::new(|| {})).await.unwrap();
+                vm.cut(InPause::nothing()).await.unwrap();
                 drop(tokio::time::timeout(Duration::from_millis(1), vm.save()).await);
                 discard(bench, &mut *vm, &draft, 3).await;
 
                 let draft = prepare(bench, &mut *vm).await;
-                vm.cut(Box::new(|| {})).await.unwrap();
+                vm.cut(InPause::nothing()).await.unwrap();
                 vm.save().await.unwrap();
                 vm.discard_cut().await.unwrap();
                 bench.store.abandon(&draft).unwrap();
@@ -60,7 +60,8 @@ fn a_cut_can_be_discarded_at_any_point() {
                 for after_us in [0, 1000, 3000, 6000, 12_000] {
                     let draft = prepare(bench, &mut *vm).await;
                     drop(
-                        tokio::time::timeout(Duration::from_micros(after_us), vm.cut(Box::new(|| {}))).await,
+                        tokio::time::timeout(Duration::from_micros(after_us), vm.cut(InPause::nothing()))
+                            .await,
                     );
                     vm.discard_cut().await.unwrap();
                     bench.store.abandon(&draft).unwrap();
@@ -80,7 +81,7 @@ fn qemu_may_die_at_any_point() {
         Box::pin(async {
             let mut vm = bench.start().await;
             let draft = prepare(bench, &mut *vm).await;
-            vm.cut(Box::new(|| {})).await.unwrap();
+            vm.cut(InPause::nothing()).await.unwrap();
             kill(bench.qemu_pid(), Signal::SIGKILL).unwrap();
             bench.finish(&mut *vm, draft, "s").await;
             assert_eq!(vm.state().await.unwrap(), VmState::Dead);
@@ -94,7 +95,7 @@ fn qemu_may_die_at_any_point() {
             let draft = bench.store.begin(&name("lost"), &bench.vm.name).unwrap();
             vm.prepare_cut(draft.folder()).await.unwrap();
             kill(bench.qemu_pid(), Signal::SIGKILL).unwrap();
-            let error = vm.cut(Box::new(|| {})).await.unwrap_err();
+            let error = vm.cut(InPause::nothing()).await.unwrap_err();
             assert!(matches!(error, HypervisorError::Gone { .. }), "{error}");
             assert!(error.to_string().contains("VM counter: the hypervisor is gone"), "{error}");
             vm.discard_cut().await.unwrap();
@@ -123,7 +124,7 @@ fn a_full_disk_ends_the_cut_and_not_the_vm() {
                 // RAM is written before the cut by one way, in its pause by the other.
                 assert_eq!(prepared.is_err(), way == RamWay::Live);
                 let failed = match prepared {
-                    Ok(()) => vm.cut(Box::new(|| {})).await.map(drop),
+                    Ok(()) => vm.cut(InPause::nothing()).await.map(drop),
                     Err(error) => Err(error),
                 };
                 println!("{:?}: {}", bench.driver.about().ram_way, failed.unwrap_err());

@@ -7,4 +7,6 @@ mod bench;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod round_trip;

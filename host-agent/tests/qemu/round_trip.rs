@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use unasnap_host::hypervisor::{Hypervisor, VmState};
+use unasnap_host::hypervisor::{Hypervisor, InPause, VmState};
 use unasnap_host::store::manifest::RamWay;
 
 use crate::bench::{Bench, name, with_bench};
@@ -53,7 +53,9 @@ fn the_saved_ram_is_the_ram_of_the_instant() {
                 vm.prepare_cut(draft.folder()).await.unwrap();
                 vm.arm_cut().await.unwrap();
                 let mut in_the_pause = Vec::new();
-                vm.cut(Box::new(|| in_the_pause = bench.ram())).await.unwrap();
+                vm.cut(InPause { fixed: Box::new(|| in_the_pause = bench.ram()), ..InPause::nothing() })
+                    .await
+                    .unwrap();
                 bench.finish(&mut *vm, draft, snapshot).await;
                 let folder = bench.store.vm_folder(&name(snapshot), &bench.vm.name);
                 let saved = std::fs::read(folder.join("ram")).unwrap();

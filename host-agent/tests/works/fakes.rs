@@ -1,4 +1,4 @@
-//! A guest agent on a unix socket and a hypervisor in memory, writing what happens into one log.
+//! A guest agent on a unix socket, taps and a hypervisor in memory, writing what happens into one log.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -6,13 +6,17 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
+use unasnap_guest_ebpf::{Late, StateWord};
+use unasnap_host::colouring::host::{TapPrograms, Taps};
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::{
-    CutTimes, Hypervisor, HypervisorError, InPause, Pending, SavedVm, Vm, VmState,
+    CutTimes, GuestRam, Hypervisor, HypervisorError, InPause, Pending, SavedVm, Vm, VmState,
 };
 use unasnap_host::store::manifest::{Accel, Facts, FileRole, RamWay, Saved, SavedFile};
 use unasnap_protocol::frame::{Decoder, MAX_GUEST_PAYLOAD};
-use unasnap_protocol::guest::{GuestReply, GuestRequest, ReplyHead, WordState};
+use unasnap_protocol::guest::{
+    AttachKind, GuestReply, GuestRequest, Identity, Located, ReplyHead, SetMembers, WordState,
+};
 use unasnap_protocol::name::Name;
 
 /// What happened, in order, on both sides.
@@ -37,6 +41,115 @@ pub enum Guest {
     Silent,
     /// The member advanced by itself between the two flips.
     AdvancesInTheStraddle,
+    /// It names a place in RAM where its word is not.
+    Lies,
+}
+
+/// Where the guest's word is.
+const WORD_AT: u64 = 4096;
+const NONCE: u64 = 0x0123_4567_89ab_cdef;
+
+/// Two pages of the guest's RAM; the second begins with the word and its nonce.
+#[derive(Debug, Clone)]
+pub struct Ram(Arc<Mutex<Vec<u8>>>, Log);
+
+impl Ram {
+    fn new(log: Log) -> Self {
+        let ram = Self(Arc::new(Mutex::new(vec![0; 8192])), log);
+        ram.put(WORD_AT + 8, NONCE);
+        ram
+    }
+
+    pub fn set_word(&self, word: StateWord) {
+        self.put(WORD_AT, word.bits());
+    }
+
+    pub fn word(&self) -> StateWord {
+        let mut bytes = [0; 8];
+        self.read(WORD_AT, &mut bytes).unwrap();
+        StateWord::from_bits(u64::from_le_bytes(bytes))
+    }
+
+    fn put(&self, at: u64, value: u64) {
+        let at = usize::try_from(at).unwrap();
+        self.0.lock().unwrap()[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+impl GuestRam for Ram {
+    fn read(&self, at: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+        let at = usize::try_from(at).unwrap();
+        bytes.copy_from_slice(&self.0.lock().unwrap()[at..at + bytes.len()]);
+        Ok(())
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.1.add(if at == WORD_AT { "ram: flip" } else { "ram: nonce" });
+        let at = usize::try_from(at).unwrap();
+        self.0.lock().unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// How the taps behave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TapState {
+    Healthy,
+    /// The kernel refuses programs.
+    Refused,
+    /// A tap vanished after the programs were attached.
+    Vanished,
+    /// The member advances by itself before the flip.
+    Advanced,
+}
+
+/// Taps in memory.
+pub struct FakeTaps(pub TapState, pub Log);
+
+struct FakePrograms(TapState, Log, StateWord);
+
+impl Taps for FakeTaps {
+    fn install(&self, _: &Name, _: &[String]) -> anyhow::Result<Box<dyn TapPrograms>> {
+        self.1.add("tap: install");
+        anyhow::ensure!(self.0 != TapState::Refused, "the kernel has no BPF");
+        Ok(Box::new(FakePrograms(self.0, self.1.clone(), StateWord::default())))
+    }
+
+    fn remove(&self, _: &Name, _: &[String]) -> anyhow::Result<()> {
+        self.1.add("tap: remove");
+        Ok(())
+    }
+}
+
+impl TapPrograms for FakePrograms {
+    fn problems(&mut self) -> Vec<String> {
+        let vanished = self.0 == TapState::Vanished;
+        vanished.then(|| "there is no interface us0".to_owned()).into_iter().collect()
+    }
+
+    fn set_members(&mut self, _: &SetMembers) -> anyhow::Result<()> {
+        self.1.add("tap: members");
+        Ok(())
+    }
+
+    fn set_word(&mut self, word: StateWord) -> anyhow::Result<()> {
+        self.1.add(format!("tap: word {word:?}"));
+        self.2 = word;
+        Ok(())
+    }
+
+    fn change(
+        &mut self,
+        transition: &dyn Fn(StateWord) -> Result<StateWord, Late>,
+    ) -> Result<StateWord, Late> {
+        let armed = self.2.strict();
+        if armed && self.0 == TapState::Advanced {
+            self.2 = self.2.self_advanced();
+        }
+        self.2 = transition(self.2)?;
+        self.1.add(format!("tap: word {:?}", self.2));
+        Ok(self.2)
+    }
 }
 
 /// Serves one guest channel.
@@ -74,7 +187,20 @@ fn describe(request: &GuestRequest) -> String {
 fn reply(request: &GuestRequest, behaviour: Guest) -> GuestReply {
     match request {
         GuestRequest::SelfCheck(()) => GuestReply::Health(vec![]),
+        GuestRequest::Identify(()) => GuestReply::Identity(Identity {
+            agent_version: "1".into(),
+            kernel: "6.12".into(),
+            boot_id: "b".into(),
+            hostname: "vm1".into(),
+            interfaces: vec![],
+            attach: AttachKind::Tcx,
+            word: WordState::idle(0),
+        }),
         GuestRequest::CountOutside(()) => GuestReply::Outside(3),
+        GuestRequest::LocateWord(()) => {
+            let guest_physical = if behaviour == Guest::Lies { 0 } else { WORD_AT };
+            GuestReply::Located(Located { guest_physical, nonce: NONCE })
+        }
         GuestRequest::FlipReceive(flip) if behaviour == Guest::AdvancesInTheStraddle => {
             GuestReply::Late(WordState::colouring(flip.to))
         }
@@ -92,6 +218,8 @@ pub enum Machine {
     DiesWhileSaving,
     /// Saving takes for ever.
     SavesForEver,
+    /// Its RAM cannot be reached.
+    NoRam,
 }
 
 /// One VM in memory.
@@ -101,6 +229,13 @@ pub struct FakeVm {
     pub socket: PathBuf,
     pub folder: Option<PathBuf>,
     pub space_needed: u64,
+    pub ram: Ram,
+}
+
+impl FakeVm {
+    pub fn new(behaviour: Machine, log: Log, socket: PathBuf, space_needed: u64) -> Self {
+        Self { behaviour, ram: Ram::new(log.clone()), log, socket, folder: None, space_needed }
+    }
 }
 
 fn gone() -> HypervisorError {
@@ -109,7 +244,7 @@ fn gone() -> HypervisorError {
 
 impl Vm for FakeVm {
     fn incarnation(&self) -> u64 {
-        0
+        4
     }
 
     fn guest_channel_path(&self) -> &Path {
@@ -118,6 +253,10 @@ impl Vm for FakeVm {
 
     fn host_interfaces(&self) -> &[String] {
         &[]
+    }
+
+    fn ram(&self) -> Result<Box<dyn GuestRam>, HypervisorError> {
+        if self.behaviour == Machine::NoRam { Err(gone()) } else { Ok(Box::new(self.ram.clone())) }
     }
 
     fn state(&mut self) -> Pending<'_, VmState> {
@@ -141,8 +280,11 @@ impl Vm for FakeVm {
     }
 
     fn cut<'a>(&'a mut self, in_pause: InPause<'a>) -> Pending<'a, CutTimes> {
-        self.log.add("cut");
-        in_pause();
+        self.log.add("stop");
+        (in_pause.stopped)();
+        self.log.add("fix");
+        (in_pause.fixed)();
+        self.log.add("resume after the cut");
         Box::pin(async {
             Ok(CutTimes { stopped_at: 10, instant: 20, resumed_at: 30, parts: vec![("stop", 1)] })
         })
@@ -154,7 +296,7 @@ impl Vm for FakeVm {
             match self.behaviour {
                 Machine::DiesWhileSaving => return Err(gone()),
                 Machine::SavesForEver => tokio::time::sleep(Duration::from_secs(3600)).await,
-                Machine::Healthy | Machine::Dead => {}
+                Machine::Healthy | Machine::Dead | Machine::NoRam => {}
             }
             let folder = self.folder.clone().expect("prepared");
             std::fs::write(folder.join("ram"), b"all of it").expect("writable");
@@ -207,7 +349,7 @@ impl Hypervisor for FakeHypervisor {
     fn restore<'a>(&'a self, _: &'a VmDefinition, _: SavedVm<'a>, _: u64) -> Pending<'a, Box<dyn Vm>> {
         self.log.add("load");
         let (log, socket) = (self.log.clone(), self.socket.clone());
-        let vm = FakeVm { behaviour: Machine::Healthy, log, socket, folder: None, space_needed: 0 };
+        let vm = FakeVm::new(Machine::Healthy, log, socket, 0);
         Box::pin(async move { Ok(Box::new(vm) as Box<dyn Vm>) })
     }
 

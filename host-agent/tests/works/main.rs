@@ -4,18 +4,18 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod atomic;
 mod fakes;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fakes::{FakeHypervisor, FakeVm, Guest, Log, Machine, facts, serve_guest};
+use fakes::{FakeHypervisor, FakeTaps, FakeVm, Guest, Log, Machine, Ram, TapState, facts, serve_guest};
 use unasnap_channel::steady_ns;
 use unasnap_host::definition::VmDefinition;
-use unasnap_host::hypervisor::Vm;
 use unasnap_host::store::Store;
-use unasnap_host::works::Works;
+use unasnap_host::works::{Origin, Works};
 use unasnap_protocol::control::{Envelope, Failure, FailureKind, Phase};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::participant::{Job, Outcome, Step};
@@ -24,8 +24,27 @@ struct Bench {
     works: Works,
     store: Store,
     log: Log,
+    ram: Ram,
     folder: tempfile::TempDir,
 }
+
+/// What a bench is made of.
+#[derive(Clone, Copy)]
+struct Parts {
+    colouring: &'static str,
+    guest: Guest,
+    machine: Machine,
+    taps: TapState,
+    space_needed: u64,
+}
+
+const GUEST: Parts = Parts {
+    colouring: "guest",
+    guest: Guest::Healthy,
+    machine: Machine::Healthy,
+    taps: TapState::Healthy,
+    space_needed: 0,
+};
 
 fn envelope() -> Envelope {
     let name = |text: &str| Name::new(text).unwrap();
@@ -39,26 +58,34 @@ fn envelope() -> Envelope {
     }
 }
 
-fn definition(folder: &Path) -> VmDefinition {
+fn definition(folder: &Path, colouring: &str) -> VmDefinition {
     let path = folder.join("vm1.toml");
     std::fs::write(folder.join("kernel"), b"k").unwrap();
-    let text = "name = \"vm1\"\ndeployment = \"ring\"\nmemory_mb = 64\ncpus = 1\nkernel = \"kernel\"\n";
+    let text = format!(
+        "name = 'vm1'\ndeployment = 'ring'\nmemory_mb = 64\ncpus = 1\nkernel = 'kernel'\ncolouring = '{colouring}'\n"
+    );
     std::fs::write(&path, text).unwrap();
     VmDefinition::load(&path).unwrap()
 }
 
-fn bench(guest: Guest, machine: Machine, space_needed: u64) -> Bench {
+async fn bench(guest: Guest, machine: Machine, space_needed: u64) -> Bench {
+    made_of(Parts { guest, machine, space_needed, ..GUEST }).await
+}
+
+async fn made_of(parts: Parts) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let (log, socket) = (Log::default(), folder.path().join("guest.sock"));
-    serve_guest(&socket, guest, log.clone());
+    serve_guest(&socket, parts.guest, log.clone());
     let store = Store::open(folder.path(), 0).unwrap();
-    let vm =
-        FakeVm { behaviour: machine, log: log.clone(), socket: socket.clone(), folder: None, space_needed };
+    let vm = FakeVm::new(parts.machine, log.clone(), socket.clone(), parts.space_needed);
+    let ram = vm.ram.clone();
     let hypervisor = FakeHypervisor { facts: facts(), log: log.clone(), socket };
-    let vm: Option<Box<dyn Vm>> = Some(Box::new(vm));
-    let works =
-        Works::new(definition(folder.path()), Arc::new(hypervisor), store.clone(), vm, Duration::ZERO);
-    Bench { works, store, log, folder }
+    let taps = FakeTaps(parts.taps, log.clone());
+    let definition = definition(folder.path(), parts.colouring);
+    let works = Works::new(definition, Arc::new(hypervisor), store.clone(), Arc::new(taps), Duration::ZERO);
+    works.take_charge(Some((Box::new(vm), Origin::Started))).await;
+    log.taken();
+    Bench { works, store, log, ram, folder }
 }
 
 impl Bench {
@@ -83,7 +110,7 @@ impl Bench {
 
 #[tokio::test]
 async fn the_straddle_flips_send_before_and_receive_after_the_instant() {
-    let bench = bench(Guest::Healthy, Machine::Healthy, 0);
+    let bench = bench(Guest::Healthy, Machine::Healthy, 0).await;
     bench.job(Step::Prepare(vec![])).await.unwrap();
     bench.job(Step::Arm).await.unwrap();
     let Ok(Outcome::Cut(report)) = bench.job(Step::Cut(None)).await else { panic!("no cut") };
@@ -97,7 +124,9 @@ async fn the_straddle_flips_send_before_and_receive_after_the_instant() {
         "flush",
         "SetStrict",
         "FlipSend",
-        "cut",
+        "stop",
+        "fix",
+        "resume after the cut",
         "FlipReceive",
     ];
     assert_eq!(bench.log.taken(), expected);
@@ -105,7 +134,7 @@ async fn the_straddle_flips_send_before_and_receive_after_the_instant() {
 
 #[tokio::test]
 async fn a_cut_begins_at_its_instant_and_at_once_when_that_has_passed() {
-    let bench = bench(Guest::Healthy, Machine::Healthy, 0);
+    let bench = bench(Guest::Healthy, Machine::Healthy, 0).await;
     for (ahead_ns, what) in [(0, "past"), (30_000_000, "ahead")] {
         bench.job(Step::Prepare(vec![])).await.unwrap();
         bench.job(Step::Arm).await.unwrap();
@@ -119,7 +148,7 @@ async fn a_cut_begins_at_its_instant_and_at_once_when_that_has_passed() {
 /// The limit is there against clocks that jumped; the VM must not stand prepared for hours.
 #[tokio::test]
 async fn an_instant_that_nobody_can_mean_is_refused_before_anything_is_flipped() {
-    let bench = bench(Guest::Healthy, Machine::Healthy, 0);
+    let bench = bench(Guest::Healthy, Machine::Healthy, 0).await;
     for at_ns in [u64::MAX, steady_ns() + 60_000_000_000] {
         bench.job(Step::Prepare(vec![])).await.unwrap();
         bench.job(Step::Arm).await.unwrap();
@@ -135,7 +164,7 @@ async fn an_instant_that_nobody_can_mean_is_refused_before_anything_is_flipped()
 
 #[tokio::test]
 async fn a_snapshot_that_commits_is_durable_and_ends_idle_at_the_next_epoch() {
-    let bench = bench(Guest::Healthy, Machine::Healthy, 0);
+    let bench = bench(Guest::Healthy, Machine::Healthy, 0).await;
     bench.up_to_the_cut().await;
     bench.job(Step::Clear).await.unwrap();
     bench.works.save(&envelope()).await.unwrap();
@@ -152,7 +181,7 @@ async fn a_snapshot_that_commits_is_durable_and_ends_idle_at_the_next_epoch() {
 
 #[tokio::test]
 async fn a_guest_agent_that_does_not_answer_is_named_and_nothing_is_left() {
-    let bench = bench(Guest::Silent, Machine::Healthy, 0);
+    let bench = bench(Guest::Silent, Machine::Healthy, 0).await;
     let failure = bench.job(Step::Prepare(vec![])).await.unwrap_err();
     assert_eq!((failure.kind, failure.phase), (FailureKind::GuestAgent, Phase::Prepare));
     assert!(failure.text.contains("did not answer SelfCheck"), "{failure}");
@@ -163,7 +192,7 @@ async fn a_guest_agent_that_does_not_answer_is_named_and_nothing_is_left() {
 
 #[tokio::test]
 async fn a_member_that_advanced_by_itself_refuses_its_cut() {
-    let bench = bench(Guest::AdvancesInTheStraddle, Machine::Healthy, 0);
+    let bench = bench(Guest::AdvancesInTheStraddle, Machine::Healthy, 0).await;
     bench.job(Step::Prepare(vec![])).await.unwrap();
     bench.job(Step::Arm).await.unwrap();
     let failure = bench.job(Step::Cut(None)).await.unwrap_err();
@@ -175,14 +204,14 @@ async fn a_member_that_advanced_by_itself_refuses_its_cut() {
 
 #[tokio::test]
 async fn a_vm_that_does_not_run_is_refused() {
-    let bench = bench(Guest::Healthy, Machine::Dead, 0);
+    let bench = bench(Guest::Healthy, Machine::Dead, 0).await;
     let failure = bench.job(Step::Prepare(vec![])).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::VmNotRunning, "{failure}");
 }
 
 #[tokio::test]
 async fn a_disk_too_small_is_refused_before_anything_is_written() {
-    let bench = bench(Guest::Healthy, Machine::Healthy, u64::MAX / 2);
+    let bench = bench(Guest::Healthy, Machine::Healthy, u64::MAX / 2).await;
     let failure = bench.job(Step::Prepare(vec![])).await.unwrap_err();
     assert_eq!((failure.kind, failure.phase), (FailureKind::NoSpace, Phase::Prepare), "{failure}");
     assert!(!bench.log.taken().contains(&"overlays".to_owned()));
@@ -191,7 +220,7 @@ async fn a_disk_too_small_is_refused_before_anything_is_written() {
 
 #[tokio::test]
 async fn a_hypervisor_that_dies_while_saving_leaves_no_snapshot() {
-    let bench = bench(Guest::Healthy, Machine::DiesWhileSaving, 0);
+    let bench = bench(Guest::Healthy, Machine::DiesWhileSaving, 0).await;
     bench.up_to_the_cut().await;
     let failure = bench.works.save(&envelope()).await.unwrap_err();
     assert!(failure.text.contains("qemu.log"), "the error says where its last words are: {failure}");
@@ -201,7 +230,7 @@ async fn a_hypervisor_that_dies_while_saving_leaves_no_snapshot() {
 
 #[tokio::test]
 async fn saving_that_is_broken_off_can_be_undone() {
-    let bench = bench(Guest::Healthy, Machine::SavesForEver, 0);
+    let bench = bench(Guest::Healthy, Machine::SavesForEver, 0).await;
     bench.up_to_the_cut().await;
     let saving = tokio::time::timeout(Duration::from_millis(50), bench.works.save(&envelope())).await;
     assert!(saving.is_err());
@@ -213,12 +242,22 @@ async fn saving_that_is_broken_off_can_be_undone() {
 
 #[tokio::test]
 async fn a_restore_destroys_before_it_loads_and_sets_the_word_before_the_hooks() {
-    let bench = bench(Guest::Healthy, Machine::Healthy, 0);
+    let bench = bench(Guest::Healthy, Machine::Healthy, 0).await;
     bench.up_to_the_cut().await;
     bench.works.save(&envelope()).await.unwrap();
     bench.job(Step::Commit).await.unwrap();
     bench.log.taken();
     bench.job(Step::Restore).await.unwrap();
     bench.job(Step::Start(vec![])).await.unwrap();
-    assert_eq!(bench.log.taken(), ["destroy", "load", "resume", "word 6 6 off", "SetMembers", "StartHooks"]);
+    let expected = [
+        "tap: remove",
+        "destroy",
+        "load",
+        "tap: remove",
+        "resume",
+        "word 6 6 off",
+        "SetMembers",
+        "StartHooks",
+    ];
+    assert_eq!(bench.log.taken(), expected);
 }

@@ -1,6 +1,7 @@
 //! Every order in every state, abort everywhere, every order repeated, every job failed in turn.
 
 use super::*;
+use crate::control::Colouring;
 use crate::name::Name;
 
 fn envelope(snapshot: &str) -> Envelope {
@@ -17,6 +18,7 @@ fn envelope(snapshot: &str) -> Envelope {
 
 fn cut() -> CutReport {
     CutReport {
+        colouring: Colouring::Guest,
         send_flipped_ns: 1,
         stopped_ns: 2,
         instant_ns: 3,

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::ring;
 use crate::build::{self, Artifacts};
-use crate::lab::cluster::{Cluster, DEPLOYMENT, Scene};
+use crate::lab::cluster::{Cluster, Colouring, DEPLOYMENT, Scene};
 use crate::lab::console::Console;
 use crate::lab::namespaces::Lab;
 use crate::lab::record::{Restored, Taken};
@@ -88,7 +88,7 @@ fn describe(fate: &Fate) -> &'static str {
 fn experiment(layout: &Layout, artifacts: &Artifacts, coloured: bool, options: &Options) -> Result<Fate> {
     let scene = Scene {
         commands: ring::stream_commands(),
-        coloured,
+        colouring: if coloured { Colouring::Auto } else { Colouring::None },
         late: Some((2, options.apart_ms + FIRST_PAUSE_MS)),
     };
     let folder = layout.target.join("control");

@@ -46,7 +46,7 @@ pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<
     let lab = Lab::new(options.hosts)?;
     let scene = Scene {
         commands: (1..=options.vms).map(|vm| ring::command(vm, options.vms, options.tokens)).collect(),
-        coloured: !options.no_colour,
+        colouring: options.colouring(),
         late: None,
     };
     let mut cluster = Cluster::create(&lab, artifacts, &folder, &scene)?;
@@ -76,6 +76,7 @@ fn steps(
         }
         let taken: Taken = cluster.ask(&["snapshot", "take", DEPLOYMENT])?;
         talk.say(&describe(&taken.snapshot, newest(consoles)));
+        check_colouring(&taken.snapshot, options)?;
         snapshots.push(taken.snapshot);
     }
     ensure!(consoles[0].result()?.is_none(), "the ring ended before it was killed: choose more --tokens");
@@ -224,6 +225,20 @@ fn cpu_ticks(pid: u32) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(") ")?;
     let ticks: Vec<u64> = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
     Some(ticks.iter().sum())
+}
+
+/// A host that fell back to another way of colouring would hide that the one asked for does not work.
+fn check_colouring(snapshot: &Snapshot, options: &Options) -> Result<()> {
+    for (number, member) in (1..).zip(&snapshot.members) {
+        let wanted = options.colouring().of(number);
+        ensure!(
+            wanted == "auto" || member.colouring == wanted,
+            "{} was coloured by {} instead of {wanted}; the hosts' logs say why",
+            member.vm,
+            member.colouring
+        );
+    }
+    Ok(())
 }
 
 fn describe(snapshot: &Snapshot, token: u64) -> String {

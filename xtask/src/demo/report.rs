@@ -86,6 +86,12 @@ impl Outcome {
         self.snapshots.iter().map(|snapshot| snapshot.global_ms - snapshot.save_ms).fold(0.0, f64::max)
     }
 
+    /// Each VM with its way of colouring, in the snapshot that was taken last.
+    fn colouring(&self) -> BTreeMap<&str, &str> {
+        let members = self.snapshots.last().map(|snapshot| snapshot.members.as_slice()).unwrap_or_default();
+        members.iter().map(|member| (member.vm.as_str(), member.colouring.as_str())).collect()
+    }
+
     fn agent_mib(&self) -> Option<f64> {
         self.guest_agent_kib.values().max().map(|kib| *kib as f64 / 1024.0)
     }
@@ -110,7 +116,7 @@ pub fn json(outcome: &Outcome) -> Value {
     });
     json!({
         "schema": 1, "verdict": outcome.verdict.to_string(), "explanation": outcome.explanation,
-        "coloured": outcome.coloured, "vms": outcome.vms, "hosts": outcome.hosts, "ram_way": outcome.ram_way,
+        "coloured": outcome.coloured, "colouring": outcome.colouring(), "vms": outcome.vms, "hosts": outcome.hosts, "ram_way": outcome.ram_way,
         "snapshots": snapshots.collect::<Vec<_>>(), "restored": outcome.restore.snapshot,
         "restore_ms": outcome.restore.restore_ms, "restore_poll_ms": outcome.restore.poll_ms,
         "restore_load_ms": outcome.restore.load_ms, "restore_start_ms": outcome.restore.start_ms,
@@ -144,6 +150,8 @@ pub fn table(outcome: &Outcome) -> String {
         "\nVMs",
         format!(" {} of {MEMORY_MB} MiB on {} hosts, RAM by {}", outcome.vms, outcome.hosts, outcome.ram_way),
     );
+    let ways = outcome.colouring().iter().map(|(vm, way)| format!("{vm} {way}")).collect::<Vec<_>>();
+    add("coloured by", ways.join(", "));
     add("longest pause", format!("{:.1} ms (goal: below 30)", outcome.longest_pause_ms()));
     add("global minus local", format!("{:.1} ms (goal: below 20)", outcome.coordination_ms()));
     let Restore { restore_ms, poll_ms, load_ms, start_ms, .. } = &outcome.restore;
@@ -166,17 +174,18 @@ pub fn table(outcome: &Outcome) -> String {
 /// One line per VM and snapshot. Names are of letters, digits and dashes, so nothing needs quotes.
 fn csv(outcome: &Outcome) -> String {
     let mut text =
-        "snapshot,epoch,vm,host,pause_ms,straddle_ms,local_ms,skew_ms,save_ms,global_ms,after_first_ms\n"
+        "snapshot,epoch,vm,host,colouring,pause_ms,straddle_ms,local_ms,skew_ms,save_ms,global_ms,after_first_ms\n"
             .to_owned();
     let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
     for snapshot in &outcome.snapshots {
         for member in &snapshot.members {
             text.push_str(&format!(
-                "{},{},{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3}\n",
+                "{},{},{},{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3}\n",
                 snapshot.id,
                 snapshot.epoch,
                 member.vm,
                 member.host,
+                member.colouring,
                 member.pause_ms,
                 ms(member.send_flipped_ns, member.receive_flipped_ns),
                 ms(member.send_flipped_ns, member.saved_ns),
@@ -219,6 +228,7 @@ pub(super) mod tests {
         let member = |vm: &str, start: u64| Member {
             vm: vm.into(),
             host: "h1".into(),
+            colouring: "host".into(),
             pause_ms: 10.0,
             after_first_ms: (start - 9) as f64,
             send_flipped_ns: at(start),
@@ -277,6 +287,7 @@ pub(super) mod tests {
         assert_eq!(value["verdict"], "ok");
         assert_eq!(value["snapshots"][0]["pause_ms"]["vm1"], 10.0);
         assert_eq!(value["ring"]["final"], 9);
+        assert_eq!(value["colouring"]["vm2"], "host");
         assert_eq!(value["coordination_ms"], 7.0);
         assert_eq!((&value["restored"], &value["restore_load_ms"]), (&"ring-000001".into(), &200.0.into()));
     }
@@ -287,6 +298,9 @@ pub(super) mod tests {
         assert!(text.contains("ring-000001  7      10.0-10.0"), "{text}");
         assert!(text.contains("guest agent            4.0 MiB"), "{text}");
         let csv = csv(&outcome());
-        assert!(csv.contains("ring-000001,7,vm2,h1,10.000,12.000,90.000,2.000,90.000,97.000,2.000"), "{csv}");
+        assert!(
+            csv.contains("ring-000001,7,vm2,h1,host,10.000,12.000,90.000,2.000,90.000,97.000,2.000"),
+            "{csv}"
+        );
     }
 }

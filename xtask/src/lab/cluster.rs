@@ -29,10 +29,43 @@ const COMMAND: Duration = Duration::from_secs(150);
 pub struct Scene {
     /// Shell command of each VM, the first VM's first.
     pub commands: Vec<String>,
-    /// Are packets coloured? The control experiments say no.
-    pub coloured: bool,
+    /// How packets are coloured.
+    pub colouring: Colouring,
     /// A VM whose cuts begin late on purpose, and by how many milliseconds.
     pub late: Option<(u32, u32)>,
+}
+
+/// How the VMs' packets are coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Colouring {
+    /// One VM by its host, the next by its memory, the next by its guest agent, and so on
+    Mixed,
+    /// What each host finds to be the best
+    Auto,
+    /// By programs on the VMs' taps
+    Host,
+    /// By programs in the guests, flipped in their RAM
+    Memory,
+    /// By programs in the guests, flipped by their agents
+    Guest,
+    /// Not at all: for control experiments
+    #[value(skip)]
+    None,
+}
+
+impl Colouring {
+    /// What VM number `vm`, counted from 1, has in its definition.
+    #[must_use]
+    pub fn of(self, vm: u32) -> &'static str {
+        match self {
+            Self::Mixed => ["host", "memory", "guest"][(vm as usize - 1) % 3],
+            Self::Auto => "auto",
+            Self::Host => "host",
+            Self::Memory => "memory",
+            Self::Guest => "guest",
+            Self::None => "none",
+        }
+    }
 }
 
 impl Scene {
@@ -52,7 +85,6 @@ pub struct Cluster<'a> {
     state: PathBuf,
     logs: PathBuf,
     daemons: Vec<Group>,
-    switches: Vec<(String, String)>,
 }
 
 impl<'a> Cluster<'a> {
@@ -69,7 +101,7 @@ impl<'a> Cluster<'a> {
             }
             std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
-        let cluster = Self { lab, artifacts, scene, state, logs, daemons: Vec::new(), switches: Vec::new() };
+        let cluster = Self { lab, artifacts, scene, state, logs, daemons: Vec::new() };
         cluster.make_certificates()?;
         cluster.write_configuration()?;
         cluster.write_vms()?;
@@ -141,7 +173,7 @@ impl<'a> Cluster<'a> {
             "console=ttyS0 quiet panic=1 no_timer_check unasnap.name={} unasnap.ip={address}/24 unasnap.run={run}",
             name(vm)
         );
-        let colouring = if self.scene.coloured { "guest" } else { "none" };
+        let colouring = self.scene.colouring.of(vm);
         let (kernel, initrd) = (self.artifacts.kernel.display(), self.artifacts.initramfs.display());
         format!(
             "name = \"{}\"\ndeployment = \"{DEPLOYMENT}\"\nmemory_mb = {MEMORY_MB}\ncpus = 1\ncolouring = \"{colouring}\"\n\
@@ -163,14 +195,12 @@ impl<'a> Cluster<'a> {
     /// A program cannot be started.
     pub fn start(&mut self) -> Result<()> {
         let mut coordinator = self.lab.coordinator.command(&self.program("unasnap"));
-        coordinator.envs(self.switches.iter().cloned());
         coordinator.arg("coordinator").arg("--config").arg(self.state.join("coordinator.toml"));
         let log = self.logs.join("coordinator.log");
         self.daemons.push(self.lab.coordinator.start("the coordinator", &mut coordinator, &log)?);
         for (host, namespace) in self.host_names().zip(&self.lab.hosts) {
             let mut agent = namespace.command(&self.program("unasnap-host"));
             agent.args(["run", "--config"]).arg(self.state.join(format!("{host}.toml")));
-            agent.envs(self.switches.iter().cloned());
             if let Some((vm, milliseconds)) = self.scene.late {
                 agent.env("UNASNAP_TEST_TAKE_DELAY_MS", format!("{}={milliseconds}", name(vm)));
             }
@@ -178,16 +208,6 @@ impl<'a> Cluster<'a> {
             self.daemons.push(namespace.start(&format!("host agent {host}"), &mut agent, &log)?);
         }
         Ok(())
-    }
-
-    /// Kills the daemons and starts them anew with these environment variables; the VMs go on.
-    ///
-    /// # Errors
-    /// A program cannot be started.
-    pub fn restart(&mut self, switches: &[(&str, &str)]) -> Result<()> {
-        self.forget_daemons();
-        self.switches = switches.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        self.start()
     }
 
     /// Forgets the daemons, after they were killed.
@@ -237,6 +257,7 @@ impl<'a> Cluster<'a> {
     /// It failed, or a file cannot be copied or removed.
     pub fn end<T>(&self, what: &str, consoles: &[Console], outcome: Result<T>) -> Result<T> {
         self.lab.kill_everything()?;
+        self.forget_programs()?;
         self.keep_consoles(consoles)?;
         if outcome.is_ok() {
             std::fs::remove_dir_all(&self.state)
@@ -244,6 +265,16 @@ impl<'a> Cluster<'a> {
         }
         let (logs, state) = (self.logs.display(), self.state.display());
         outcome.with_context(|| format!("{what} failed; its logs are in {logs}, its state in {state}"))
+    }
+
+    /// What host agents have pinned outlives them and the taps.
+    fn forget_programs(&self) -> Result<()> {
+        for (host, namespace) in self.host_names().zip(&self.lab.hosts) {
+            let mut agent = namespace.command(&self.program("unasnap-host"));
+            agent.args(["detach", "--config"]).arg(self.state.join(format!("{host}.toml")));
+            run("unasnap-host detach", &mut agent, QUICK)?;
+        }
+        Ok(())
     }
 
     fn keep_consoles(&self, consoles: &[Console]) -> Result<()> {

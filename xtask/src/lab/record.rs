@@ -49,6 +49,8 @@ pub struct Member {
     pub vm: String,
     /// Its host.
     pub host: String,
+    /// How its packets were coloured.
+    pub colouring: String,
     /// How long its vCPUs stood still.
     pub pause_ms: f64,
     /// The snapshot instant, counted from the first VM's.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Colouring};
 use super::record::{Status, Vm};
 
 /// For VMs to boot and their agents to answer; emulation on two busy cores is slow.
@@ -19,8 +19,10 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Waits until every VM runs and, where packets are coloured, its guest agent answers.
 pub fn wait_for_vms(cluster: &mut Cluster<'_>) -> Result<()> {
     let scene = cluster.scene();
-    let ready =
-        |vm: &Vm| vm.state.as_deref() == Some("running") && (!scene.coloured || vm.guest_agent == Some(true));
+    let ready = |vm: &Vm| {
+        vm.state.as_deref() == Some("running")
+            && (scene.colouring == Colouring::None || vm.guest_agent == Some(true))
+    };
     wait(BOOT, || {
         cluster.check_daemons()?;
         let Ok(status) = cluster.ask::<Status>(&["status"]) else {

@@ -241,6 +241,7 @@ impl Shared {
             addresses: vec![Prefix::V4([10, 0, 0, 1], 32)],
             state: VmState::Running,
             colouring: self.colouring,
+            colouring_note: String::new(),
             ram_way: "live".to_owned(),
             accelerator: "tcg".to_owned(),
             guest: true,
@@ -305,7 +306,7 @@ impl Shared {
     }
 
     fn event(&mut self, vm: &Name, event: Event) -> Option<Vec<(Envelope, Answer)>> {
-        let (now_ns, late_ns) = (self.now_ns(), self.timing.late_ns);
+        let (colouring, now_ns, late_ns) = (self.colouring, self.now_ns(), self.timing.late_ns);
         let member = self.members.get_mut(vm)?;
         let mut commands = member.handle(event);
         let mut answers = Vec::new();
@@ -315,7 +316,7 @@ impl Shared {
                 match command {
                     Command::Answer(envelope, answer) => answers.push((envelope, answer)),
                     Command::Do(job) => {
-                        let outcome = outcome(&job.step, now_ns, late_ns);
+                        let outcome = outcome(&job.step, colouring, now_ns, late_ns);
                         next.extend(member.handle(Event::JobDone(Ok(outcome))));
                     }
                     Command::Save(envelope) if self.hold_saves => self.held.push((vm.clone(), envelope)),
@@ -329,16 +330,17 @@ impl Shared {
     }
 }
 
-fn outcome(step: &Step, now_ns: u64, late_ns: u64) -> Outcome {
+fn outcome(step: &Step, colouring: Colouring, now_ns: u64, late_ns: u64) -> Outcome {
     match step {
-        Step::Cut(at_ns) => Outcome::Cut(cut(at_ns.unwrap_or(now_ns) + late_ns)),
+        Step::Cut(at_ns) => Outcome::Cut(cut(colouring, at_ns.unwrap_or(now_ns) + late_ns)),
         Step::Start(_) => Outcome::Started(vec!["the wall clock could not be set".to_owned()]),
         _ => Outcome::Done,
     }
 }
 
-fn cut(start: u64) -> CutReport {
+fn cut(colouring: Colouring, start: u64) -> CutReport {
     CutReport {
+        colouring,
         send_flipped_ns: start,
         stopped_ns: start + 1_000_000,
         instant_ns: start + 2_000_000,

@@ -7,7 +7,8 @@ use serde_json::json;
 use unasnap_channel::steady_ns;
 use unasnap_protocol::name::Name;
 
-use super::super::{CutTimes, HypervisorError, InPause, Pending, Vm, VmState};
+use super::super::{CutTimes, GuestRam, HypervisorError, InPause, Pending, Vm, VmState};
+use super::guest_ram::QemuRam;
 use super::instance::{Instance, VmFolder};
 use super::process::Process;
 use super::qmp::Qmp;
@@ -192,10 +193,11 @@ impl QemuVm {
         for (step, instant) in names.into_iter().zip(self.qmp.sequence(commands).await?) {
             watch.lap_at(step, instant);
         }
+        (in_pause.stopped)();
         ram.fix(&self.qmp, vm, folder).await?;
         watch.lap("ram");
         let instant = steady_ns();
-        in_pause();
+        (in_pause.fixed)();
         watch.lap("flip");
         if let Some(command) = ram.leave_pause() {
             self.qmp.sequence(vec![command]).await?;
@@ -342,6 +344,10 @@ impl Vm for QemuVm {
 
     fn host_interfaces(&self) -> &[String] {
         &self.instance.taps
+    }
+
+    fn ram(&self) -> Result<Box<dyn GuestRam>, HypervisorError> {
+        Ok(Box::new(QemuRam::open(self.process()?, self.instance.memory_bytes)?))
     }
 
     fn state(&mut self) -> Pending<'_, VmState> {

@@ -111,6 +111,7 @@ fn instants_translate_there_and_back() {
         let offset = Offset { ns, bound_ns: 1 };
         assert_eq!(offset.to_coordinator(offset.to_host(NOW)), NOW);
         let cut = CutReport {
+            colouring: crate::control::Colouring::Guest,
             send_flipped_ns: offset.to_host(NOW),
             stopped_ns: offset.to_host(NOW + 1),
             instant_ns: offset.to_host(NOW + 2),

@@ -1,6 +1,7 @@
 //! Every event in every state; abort everywhere; what is early is kept, what is late changes nothing.
 
 use super::*;
+use crate::control::Colouring;
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -12,6 +13,7 @@ fn members() -> BTreeSet<Name> {
 
 fn cut_at(instant_ns: u64) -> Answer {
     Answer::Cut(CutReport {
+        colouring: Colouring::Guest,
         send_flipped_ns: 1,
         stopped_ns: 2,
         instant_ns,
