@@ -5,10 +5,12 @@
 //! build   release programs, static guest programs, the guests' initramfs
 //! demo    snapshot a running ring on real VMs, kill everything, restore, finish
 //! control show what cuts do to a TCP stream without colouring, and with it
+//! bank    prove that restored snapshots are consistent, and that the proof finds the published mistakes
 //! bench   what it costs, against every alternative
 //! test    every check there is
 //! ```
 
+mod bank;
 mod bench;
 mod build;
 mod demo;
@@ -48,6 +50,8 @@ enum Command {
     Demo(demo::Options),
     /// Show that a stream restored from cuts apart hangs without colouring and goes on with it
     Control(demo::control::Options),
+    /// Prove that restored snapshots are consistent, and that the proof finds the published mistakes
+    Bank(bank::Options),
     /// Measure what unasnap costs, against every alternative, side by side
     Bench(bench::Options),
     /// Run every check there is
@@ -70,6 +74,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Setup { dry_run } => setup::run(&layout, dry_run),
         Command::Demo(options) => demo::run(&layout, &options),
         Command::Control(options) => demo::control::run(&layout, &options),
+        Command::Bank(options) => bank::run(&layout, &options),
         Command::Bench(options) => bench::run(&layout, &options),
         Command::Test => test::run(&layout),
         Command::Build => build::build(&layout).map(|_| ()),

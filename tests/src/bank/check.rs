@@ -113,6 +113,8 @@ pub fn check(states: &[State]) -> Result<Verdict> {
             verdict.violations.extend(found.map(|found| tell(Transport::Udp, found)));
         }
     }
+    // What is certainly an orphan stands first.
+    verdict.violations.sort_by_key(|violation| violation.invariant);
     let sum: i64 = states.iter().map(|state| state.balance).sum();
     let opening = OPENING * i64::try_from(states.len()).unwrap_or(i64::MAX);
     ensure!(

@@ -85,6 +85,7 @@ pub struct Cluster<'a> {
     state: PathBuf,
     logs: PathBuf,
     daemons: Vec<Group>,
+    switches: Vec<(String, String)>,
 }
 
 impl<'a> Cluster<'a> {
@@ -101,7 +102,7 @@ impl<'a> Cluster<'a> {
             }
             std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
-        let cluster = Self { lab, artifacts, scene, state, logs, daemons: Vec::new() };
+        let cluster = Self { lab, artifacts, scene, state, logs, daemons: Vec::new(), switches: Vec::new() };
         cluster.make_certificates()?;
         cluster.write_configuration()?;
         cluster.write_vms()?;
@@ -195,12 +196,14 @@ impl<'a> Cluster<'a> {
     /// A program cannot be started.
     pub fn start(&mut self) -> Result<()> {
         let mut coordinator = self.lab.coordinator.command(&self.program("unasnap"));
+        coordinator.envs(self.switches.iter().cloned());
         coordinator.arg("coordinator").arg("--config").arg(self.state.join("coordinator.toml"));
         let log = self.logs.join("coordinator.log");
         self.daemons.push(self.lab.coordinator.start("the coordinator", &mut coordinator, &log)?);
         for (host, namespace) in self.host_names().zip(&self.lab.hosts) {
             let mut agent = namespace.command(&self.program("unasnap-host"));
             agent.args(["run", "--config"]).arg(self.state.join(format!("{host}.toml")));
+            agent.envs(self.switches.iter().cloned());
             if let Some((vm, milliseconds)) = self.scene.late {
                 agent.env("UNASNAP_TEST_TAKE_DELAY_MS", format!("{}={milliseconds}", name(vm)));
             }
@@ -208,6 +211,16 @@ impl<'a> Cluster<'a> {
             self.daemons.push(namespace.start(&format!("host agent {host}"), &mut agent, &log)?);
         }
         Ok(())
+    }
+
+    /// Kills the daemons and starts them anew with these environment variables; the VMs go on.
+    ///
+    /// # Errors
+    /// A program cannot be started.
+    pub fn restart(&mut self, switches: &[(&str, &str)]) -> Result<()> {
+        self.forget_daemons();
+        self.switches = switches.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        self.start()
     }
 
     /// Forgets the daemons, after they were killed.

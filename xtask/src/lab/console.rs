@@ -7,7 +7,7 @@ use serde::Deserialize;
 use unasnap_tests::ring::manager::RunResult;
 
 /// Lines with these words are the end of all hope.
-const FAILURES: [&str; 4] = ["RING-FAILED", "STREAM-FAILED", "DISK-FAILED", "Kernel panic"];
+const FAILURES: [&str; 5] = ["RING-FAILED", "STREAM-FAILED", "BANK-FAILED", "DISK-FAILED", "Kernel panic"];
 
 /// Address of a VM, counted from 1.
 pub fn address(vm: u32) -> String {

@@ -37,6 +37,7 @@ pub struct Namespace(String);
 /// The lab; everything in it ends with it.
 #[derive(Debug)]
 pub struct Lab {
+    lan: Namespace,
     /// Where the coordinator runs.
     pub coordinator: Namespace,
     /// Where the host agents run.
@@ -48,6 +49,9 @@ pub struct Lab {
 impl Lab {
     /// Address of the coordinator.
     pub const COORDINATOR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+    /// The coordinator's machine among the guests, from where workloads are asked; no member.
+    const AMONG_GUESTS: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 254);
 
     /// Makes the namespaces and connects them. Remains of commands that were killed are removed first.
     ///
@@ -64,21 +68,36 @@ impl Lab {
         let for_interrupt = Arc::clone(&all);
         let on_interrupt = interrupt::begin().register(move || remove(&for_interrupt));
         // From here on the drop removes whatever has been made.
-        let lab = Self { coordinator, hosts, all, _on_interrupt: on_interrupt };
+        let lab = Self { lan, coordinator, hosts, all, _on_interrupt: on_interrupt };
         for namespace in lab.all.iter() {
             ip(&format!("netns add {}", namespace.0))?;
             namespace.ip("link set lo up")?;
         }
-        add_bridge(&lan)?;
-        lab.coordinator.plug(&lan, 0)?;
+        add_bridge(&lab.lan)?;
+        lab.coordinator.plug(&lab.lan, 0)?;
         lab.coordinator.ip(&format!("addr add {}/24 dev up0", Self::COORDINATOR))?;
+        lab.coordinator.ip(&format!("addr add {}/24 dev up0", Self::AMONG_GUESTS))?;
         for (number, host) in (1..).zip(&lab.hosts) {
             add_bridge(host)?;
-            host.plug(&lan, number)?;
+            host.plug(&lab.lan, number)?;
             host.ip("link set up0 master br0")?;
             host.ip(&format!("addr add 10.77.0.{}/24 dev br0", 10 + number))?;
         }
         Ok(lab)
+    }
+
+    /// Lets the network between the hosts clear the DSCP of every packet, or no longer.
+    ///
+    /// # Errors
+    /// `nft` is not allowed to.
+    pub fn bleach(&self, on: bool) -> Result<()> {
+        let rule = "add chain bridge bleach forward { type filter hook forward priority 0; }; \
+                    add rule bridge bleach forward ip dscp set cs0; \
+                    add rule bridge bleach forward ip6 dscp set cs0";
+        // Added before it is removed, so that it need not be there.
+        let table = "add table bridge bleach; delete table bridge bleach";
+        let script = if on { format!("{table}; add table bridge bleach; {rule}") } else { table.to_owned() };
+        run("nft", self.lan.command(Path::new("nft")).arg(script), QUICK)
     }
 
     /// Kills everything in the lab with SIGKILL and returns how many processes that were.
