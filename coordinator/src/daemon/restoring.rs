@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Phase};
-use unasnap_protocol::coordinator::restore::{Decision, Limits, Restore};
+use unasnap_protocol::coordinator::restore::{Decision, Limits, Restore, epoch_for};
 use unasnap_protocol::coordinator::{Command, Event};
 use unasnap_protocol::guest::Epoch;
 use unasnap_protocol::name::Name;
@@ -174,7 +174,7 @@ impl Owner {
             deadline: Instant::now(),
             deployment: deployment.clone(),
             hosts,
-            epoch: counters.last_epoch + 1,
+            epoch: epoch_for(stored.record.epoch, counters.last_epoch),
             incarnation: counters.incarnation + 1,
             again: BTreeSet::new(),
             consistent: stored.record.consistent,

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::{Command, Event};
 use crate::control::{Answer, Failure, FailureKind, Order, Phase};
-use crate::guest::Prefix;
+use crate::guest::{Epoch, Prefix};
 use crate::name::Name;
 
 #[cfg(test)]
@@ -28,6 +28,16 @@ pub enum Decision {
     Loading,
     /// Every member runs.
     Started,
+}
+
+/// The epoch at which the members of a snapshot start: the first that was not used yet and has the colour of the snapshot's.
+///
+/// A frame may lie in a guest's RAM, in its card's ring, that its programs had not judged when the cut came: one of a sender that
+/// had cut already, perhaps. The restored programs judge it, and they must drop it under the new epoch as under the old.
+#[must_use]
+pub fn epoch_for(snapshot: Epoch, last_used: Epoch) -> Epoch {
+    let next = last_used + 1;
+    next + (snapshot % 3 + 3 - next % 3) % 3
 }
 
 /// How long each phase may last.

@@ -145,3 +145,14 @@ fn nothing_starts_before_everything_is_loaded() {
     commands.extend(answer(&mut restore, "vm9", Answer::Loaded(())));
     assert_eq!(commands, []);
 }
+
+#[test]
+fn a_restore_starts_at_a_new_epoch_of_the_old_colour() {
+    for last in 1..12 {
+        for snapshot in 1..=last {
+            let epoch = epoch_for(snapshot, last);
+            assert!(epoch > last && epoch <= last + 3, "{snapshot} of {last}: {epoch}");
+            assert_eq!(epoch % 3, snapshot % 3);
+        }
+    }
+}
