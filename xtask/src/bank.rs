@@ -20,6 +20,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 
 use crate::build;
+use crate::lab::cluster::Colouring;
 use crate::layout::Layout;
 use crate::setup;
 
@@ -32,6 +33,9 @@ pub struct Options {
     /// Snapshots of the honest system that are restored and checked
     #[arg(long, default_value_t = 3)]
     snapshots: u32,
+    /// How packets are coloured; mistakes in the flips can be made with guest only
+    #[arg(long, value_enum, default_value_t = Colouring::Guest)]
+    colouring: Colouring,
     /// Then put this mistake back, or `all` of them
     #[arg(long, value_name = "NAME", value_parser = faults::parse)]
     fault: Option<faults::Choice>,

@@ -11,7 +11,7 @@ use super::Options;
 use super::faults::Mistake;
 use super::report::{Hunt, Outcome, Round, words};
 use crate::build::Artifacts;
-use crate::lab::cluster::{Cluster, Colouring, DEPLOYMENT, Scene};
+use crate::lab::cluster::{Cluster, DEPLOYMENT, Scene};
 use crate::lab::console::{Console, address};
 use crate::lab::namespaces::Lab;
 use crate::lab::record::{Restored, Snapshot, Taken};
@@ -67,7 +67,7 @@ pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<
     let lab = Lab::new(HOSTS)?;
     let scene = Scene {
         commands: (1..=options.vms).map(|vm| command(vm, options.vms)).collect(),
-        colouring: Colouring::Guest,
+        colouring: options.colouring,
         late: Some((LATE_VM, LATE_MS)),
     };
     let cluster = Cluster::create(&lab, artifacts, &folder, &scene)?;
