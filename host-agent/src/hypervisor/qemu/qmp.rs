@@ -4,7 +4,7 @@
 //! So a future that is dropped in the middle of a command never leaves half a line on the wire. Of the events
 //! only the last status of a migration is kept: whatever else matters is asked for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -32,6 +32,23 @@ pub(super) struct Qmp {
     log: PathBuf,
     requests: mpsc::Sender<Request>,
     migration: watch::Receiver<String>,
+}
+
+/// Commands that are being carried out.
+pub(super) struct Begun<'a> {
+    qmp: &'a Qmp,
+    answers: VecDeque<(&'static str, oneshot::Receiver<Answer>)>,
+}
+
+impl Begun<'_> {
+    /// When the next of them had been carried out; `None` behind the last.
+    ///
+    /// # Errors
+    /// As of [`Qmp::execute`].
+    pub(super) async fn next(&mut self) -> Result<Option<Instant>, HypervisorError> {
+        let Some((command, answer)) = self.answers.pop_front() else { return Ok(None) };
+        self.qmp.answer(command, Some(answer)).await.map(|(instant, _)| Some(instant))
+    }
 }
 
 /// A command and its arguments.
@@ -118,19 +135,12 @@ impl Qmp {
         self.answer(command, answers.pop()).await.map(|(_, value)| value)
     }
 
-    /// Runs commands one after the other without a round trip between them, and returns when each had been
-    /// carried out. QEMU does not leave one out because an earlier one failed.
-    ///
-    /// # Errors
-    /// That of the first that failed.
-    pub(super) async fn sequence(&self, commands: Vec<Command>) -> Result<Vec<Instant>, HypervisorError> {
+    /// Begins commands one after the other without a round trip between them; QEMU does not leave one out because
+    /// an earlier one failed.
+    pub(super) async fn begin(&self, commands: Vec<Command>) -> Begun<'_> {
         let names: Vec<&'static str> = commands.iter().map(|(command, _)| *command).collect();
         let answers = self.hand_over(commands, None).await;
-        let mut instants = Vec::new();
-        for (command, answer) in names.into_iter().zip(answers) {
-            instants.push(self.answer(command, Some(answer)).await?.0);
-        }
-        Ok(instants)
+        Begun { qmp: self, answers: names.into_iter().zip(answers).collect() }
     }
 
     /// Waits until an event tells that the migration has this status; the caller bounds the wait.

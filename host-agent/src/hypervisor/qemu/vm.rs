@@ -183,24 +183,26 @@ impl QemuVm {
         };
         let mut watch = Watch::start();
         let stopped_at = steady_ns();
-        let steps = [
-            ("stop", Some(("stop", json!({})))),
-            ("disks", disks::switch(&self.instance.disks)),
-            ("devices", ram.enter_pause()),
-        ];
-        let (names, commands): (Vec<_>, Vec<_>) =
-            steps.into_iter().filter_map(|(name, command)| Some((name, command?))).unzip();
-        for (step, instant) in names.into_iter().zip(self.qmp.sequence(commands).await?) {
-            watch.lap_at(step, instant);
+        let rest = [("disks", disks::switch(&self.instance.disks)), ("devices", ram.enter_pause())];
+        let (names, rest): (Vec<_>, Vec<_>) =
+            rest.into_iter().filter_map(|(name, command)| Some((name, command?))).unzip();
+        let mut begun = self.qmp.begin([vec![("stop", json!({}))], rest].concat()).await;
+        if let Some(stopped) = begun.next().await? {
+            watch.lap_at("stop", stopped);
         }
         (in_pause.stopped)();
+        for name in names {
+            if let Some(done) = begun.next().await? {
+                watch.lap_at(name, done);
+            }
+        }
         ram.fix(&self.qmp, vm, folder).await?;
         watch.lap("ram");
         let instant = steady_ns();
         (in_pause.fixed)();
         watch.lap("flip");
         if let Some(command) = ram.leave_pause() {
-            self.qmp.sequence(vec![command]).await?;
+            self.qmp.execute(command.0, command.1).await?;
         }
         self.run_on().await?;
         watch.lap("resume");
