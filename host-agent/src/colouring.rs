@@ -13,9 +13,11 @@
 
 use std::sync::Arc;
 
+use tokio::time::sleep;
 use unasnap_channel::steady_ns;
 use unasnap_guest_ebpf::StateWord;
 use unasnap_protocol::control::{self, Failure, FailureKind, Phase};
+use unasnap_protocol::fault::Fault;
 use unasnap_protocol::guest::{Epoch, Prefix, WordState};
 use unasnap_protocol::name::Name;
 
@@ -46,6 +48,8 @@ pub struct Colours {
     note: String,
     /// Connections of the guest to addresses that are not members, as counted at PREPARE.
     outside: Option<u32>,
+    /// For tests: a mistake that is put back.
+    fault: Fault,
 }
 
 /// The way that works, with what it needs.
@@ -82,7 +86,7 @@ pub struct Cut {
 impl Colours {
     /// Of a VM that does not run.
     #[must_use]
-    pub fn new(definition: &VmDefinition, taps: Arc<dyn Taps>) -> Self {
+    pub fn new(definition: &VmDefinition, taps: Arc<dyn Taps>, fault: Fault) -> Self {
         let way = match definition.colouring {
             Colouring::None => Way::None,
             Colouring::Memory => Way::Memory(None),
@@ -99,6 +103,7 @@ impl Colours {
             settled: false,
             note: String::new(),
             outside: None,
+            fault,
         }
     }
 
@@ -298,6 +303,9 @@ impl Colours {
     /// # Errors
     /// The member advanced by itself; kernel or guest agent do not obey.
     pub async fn arm(&mut self, epoch: Epoch) -> Result<(), Failure> {
+        if !self.fault.is_strict() {
+            return Ok(());
+        }
         match &mut self.way {
             Way::None | Way::Host(None) => return Ok(()),
             Way::Host(Some(programs)) => {
@@ -345,11 +353,23 @@ impl Colours {
     /// so the instant between them is consistent wherever it falls.
     async fn straddle(&mut self, vm: &mut dyn Vm, epoch: Epoch) -> Result<Cut, Failure> {
         let guest_failure = |error: GuestError| error.during(Phase::Take);
-        self.guest.flip_send(epoch).await.map_err(guest_failure)?;
+        if self.fault != Fault::SendFlippedLate {
+            self.guest.flip_send(epoch).await.map_err(guest_failure)?;
+        }
         let send_flipped_ns = steady_ns();
+        if self.fault == Fault::ReceiveFlippedEarly {
+            self.guest.flip_receive(epoch).await.map_err(guest_failure)?;
+            sleep(Fault::LATENESS).await;
+        }
         let times = vm.cut(InPause::nothing()).await;
         let times = times.map_err(|error| hypervisor_failure(&error, Phase::Take))?;
-        self.guest.flip_receive(epoch).await.map_err(guest_failure)?;
+        if self.fault == Fault::SendFlippedLate {
+            sleep(Fault::LATENESS).await;
+            self.guest.flip_send(epoch).await.map_err(guest_failure)?;
+        }
+        if self.fault != Fault::ReceiveFlippedEarly {
+            self.guest.flip_receive(epoch).await.map_err(guest_failure)?;
+        }
         Ok(Cut { times, send_flipped_ns, receive_flipped_ns: steady_ns() })
     }
 

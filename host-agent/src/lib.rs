@@ -11,6 +11,7 @@
 //! | [`works`] | what a member's jobs do |
 //! | [`member`] | the task around one VM's participant |
 //! | [`link`] | the connection to the coordinator |
+//! | [`switches`] | what tests want otherwise |
 //! | [`run`] | all of it together |
 
 pub mod clock;
@@ -23,4 +24,5 @@ pub mod link;
 pub mod member;
 pub mod run;
 pub mod store;
+pub mod switches;
 pub mod works;

@@ -1,7 +1,6 @@
 //! The whole host agent: opens what it needs, finds or starts its VMs, then serves until it is told to stop.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,10 +17,8 @@ use crate::hypervisor::{Hypervisor, Vm};
 use crate::link::Link;
 use crate::member::{self, Members};
 use crate::store::Store;
+use crate::switches::Switches;
 use crate::works::{Origin, Works};
-
-/// For tests of the protocol: `vm2=20,vm3=5` lets these VMs begin their cuts this many milliseconds late.
-const TAKE_DELAY: &str = "UNASNAP_TEST_TAKE_DELAY_MS";
 
 /// Runs until SIGTERM or SIGINT; the VMs go on.
 ///
@@ -60,8 +57,8 @@ pub async fn run(config: Config) -> Result<()> {
     let (answer_sender, answers) = mpsc::unbounded_channel();
     let mut members = Members::new();
     for (definition, found) in find_or_start(definitions, &hypervisor, &store).await {
-        let (name, delay) = (definition.name.clone(), take_delay(&definition.name)?);
-        let works = Works::new(definition, hypervisor.clone(), store.clone(), taps.clone(), delay);
+        let (name, switches) = (definition.name.clone(), Switches::from_environment(&definition.name)?);
+        let works = Works::new(definition, hypervisor.clone(), store.clone(), taps.clone(), switches);
         works.take_charge(found).await;
         members.insert(name, member::start(Arc::new(works), answer_sender.clone()).await);
     }
@@ -120,15 +117,4 @@ async fn one(definition: &VmDefinition, hypervisor: &dyn Hypervisor, restorable:
 fn has_committed(store: &Store, vm: &Name) -> bool {
     let entries = store.list().unwrap_or_default();
     entries.iter().any(|entry| entry.committed && entry.vms.contains(vm))
-}
-
-fn take_delay(vm: &Name) -> Result<Duration> {
-    let Ok(text) = std::env::var(TAKE_DELAY) else { return Ok(Duration::ZERO) };
-    let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
-    let mut own = pairs.filter(|(name, _)| *name == vm.as_str()).map(|(_, milliseconds)| milliseconds);
-    let milliseconds = own
-        .next_back()
-        .map_or(Ok(0), str::parse)
-        .with_context(|| format!("{TAKE_DELAY} is wrong: {text}"))?;
-    Ok(Duration::from_millis(milliseconds))
 }

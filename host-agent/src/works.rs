@@ -3,7 +3,6 @@
 //! Every step is idempotent; what undoes is written so that it can follow any step that was broken off anywhere.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::Mutex;
 use unasnap_channel::steady_ns;
@@ -18,6 +17,7 @@ use crate::definition::VmDefinition;
 use crate::hypervisor::{Hypervisor, HypervisorError, Vm, VmState};
 use crate::store::manifest::{Identity, Saved};
 use crate::store::{Draft, Store, StoreError};
+use crate::switches::Switches;
 
 mod instant;
 mod living;
@@ -34,8 +34,7 @@ pub struct Works {
     colours: Mutex<Colours>,
     /// The local snapshot that is being written, from PREPARE to SAVED.
     draft: Arc<Mutex<Option<Draft>>>,
-    /// Test switch: how much later than ordered this VM's cut begins.
-    take_delay: Duration,
+    switches: Switches,
     last_report: report::Remembered,
 }
 
@@ -56,16 +55,16 @@ impl Works {
         hypervisor: Arc<dyn Hypervisor>,
         store: Store,
         taps: Arc<dyn Taps>,
-        take_delay: Duration,
+        switches: Switches,
     ) -> Self {
         Self {
-            colours: Mutex::new(Colours::new(&definition, taps)),
+            colours: Mutex::new(Colours::new(&definition, taps, switches.fault)),
             definition,
             hypervisor,
             store,
             instance: Mutex::default(),
             draft: Arc::default(),
-            take_delay,
+            switches,
             last_report: report::Remembered::default(),
         }
     }
@@ -110,6 +109,7 @@ impl Works {
     }
 
     async fn prepare(&self, envelope: &Envelope, members: Vec<Prefix>) -> Result<(), Failure> {
+        tokio::time::sleep(self.switches.prepare_delay).await;
         let mut vm = self.living(Phase::Prepare).await?;
         match vm.state().await.map_err(|error| hypervisor_failure(&error, Phase::Prepare))? {
             VmState::Running => {}
@@ -138,7 +138,7 @@ impl Works {
     async fn cut(&self, envelope: &Envelope, at_ns: Option<u64>) -> Result<CutReport, Failure> {
         let mut vm = self.living(Phase::Take).await?;
         let mut colours = self.colours.lock().await;
-        instant::wait(at_ns, self.take_delay).await?;
+        instant::wait(at_ns, self.switches.take_delay).await?;
         let cut = colours.cut(&mut *vm, envelope.epoch).await?;
         Ok(CutReport {
             colouring: colours.way(),

@@ -33,7 +33,7 @@ pub struct Options {
     /// Snapshots of the honest system that are restored and checked
     #[arg(long, default_value_t = 3)]
     snapshots: u32,
-    /// How packets are coloured; mistakes in the flips can be made with guest only
+    /// How packets are coloured; the mistakes are those of `guest`
     #[arg(long, value_enum, default_value_t = Colouring::Guest)]
     colouring: Colouring,
     /// Then put this mistake back, or `all` of them
@@ -54,6 +54,10 @@ pub struct Options {
 pub fn run(layout: &Layout, options: &Options) -> Result<()> {
     ensure!((2..=8).contains(&options.vms), "--vms: 2 to 8 VMs pay each other here");
     ensure!(options.snapshots >= 1 && options.runs >= 1, "--snapshots and --runs: at least 1");
+    ensure!(
+        options.fault.is_none() || options.colouring == Colouring::Guest,
+        "--fault: mistakes are put back where packets are coloured by the guest agent; leave --colouring out"
+    );
     ensure!(nix::unistd::geteuid().is_root(), "it needs root: network namespaces, tap devices, guests' RAM");
     setup::run(layout, false)?;
     let artifacts = build::build(layout)?;

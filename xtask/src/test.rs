@@ -58,7 +58,13 @@ pub fn run(layout: &Layout) -> Result<()> {
         environment(&mut tests, &artifacts);
         score.step("tests", tests, 30 * MINUTE);
         let own = std::env::current_exe().context("this program's own path")?;
-        for (name, arguments) in [("demo", &["demo", "--json"][..]), ("control", &["control"])] {
+        let experiments = [
+            ("demo", &["demo", "--json"][..]),
+            ("control", &["control"]),
+            ("bank", &["bank", "--snapshots", "2", "--fault", "all"]),
+            ("mixed", &["bank", "--snapshots", "2", "--colouring", "mixed"]),
+        ];
+        for (name, arguments) in experiments {
             let mut command = Command::new(&own);
             command.args(arguments).env("CARGO_TARGET_DIR", &layout.target);
             score.step(name, command, 10 * MINUTE);

@@ -15,8 +15,10 @@ use fakes::{FakeHypervisor, FakeTaps, FakeVm, Guest, Log, Machine, Ram, TapState
 use unasnap_channel::steady_ns;
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::store::Store;
+use unasnap_host::switches::Switches;
 use unasnap_host::works::{Origin, Works};
 use unasnap_protocol::control::{Envelope, Failure, FailureKind, Phase};
+use unasnap_protocol::fault::Fault;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::participant::{Job, Outcome, Step};
 
@@ -36,6 +38,7 @@ struct Parts {
     machine: Machine,
     taps: TapState,
     space_needed: u64,
+    fault: Fault,
 }
 
 const GUEST: Parts = Parts {
@@ -44,6 +47,7 @@ const GUEST: Parts = Parts {
     machine: Machine::Healthy,
     taps: TapState::Healthy,
     space_needed: 0,
+    fault: Fault::None,
 };
 
 fn envelope() -> Envelope {
@@ -82,7 +86,8 @@ async fn made_of(parts: Parts) -> Bench {
     let hypervisor = FakeHypervisor { facts: facts(), log: log.clone(), socket };
     let taps = FakeTaps(parts.taps, log.clone());
     let definition = definition(folder.path(), parts.colouring);
-    let works = Works::new(definition, Arc::new(hypervisor), store.clone(), Arc::new(taps), Duration::ZERO);
+    let switches = Switches { fault: parts.fault, ..Switches::default() };
+    let works = Works::new(definition, Arc::new(hypervisor), store.clone(), Arc::new(taps), switches);
     works.take_charge(Some((Box::new(vm), Origin::Started))).await;
     log.taken();
     Bench { works, store, log, ram, folder }
@@ -159,6 +164,30 @@ async fn an_instant_that_nobody_can_mean_is_refused_before_anything_is_flipped()
         assert_eq!(bench.log.taken(), [""; 0]);
         bench.job(Step::Undo).await.unwrap();
         assert_eq!(bench.left(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn mistakes_that_tests_put_back_change_the_straddle_and_nothing_else() {
+    let straddles: [(Fault, &[&str]); 5] = [
+        (Fault::NoBarrier, &["SetStrict", "FlipSend", "stop", "fix", "resume after the cut", "FlipReceive"]),
+        (Fault::UncolouredTooEarly, &["FlipSend", "stop", "fix", "resume after the cut", "FlipReceive"]),
+        (
+            Fault::SendFlippedLate,
+            &["SetStrict", "stop", "fix", "resume after the cut", "FlipSend", "FlipReceive"],
+        ),
+        (
+            Fault::ReceiveFlippedEarly,
+            &["SetStrict", "FlipSend", "FlipReceive", "stop", "fix", "resume after the cut"],
+        ),
+        (Fault::BleachedWithoutStrict, &["FlipSend", "stop", "fix", "resume after the cut", "FlipReceive"]),
+    ];
+    for (fault, expected) in straddles {
+        let bench = made_of(Parts { fault, ..GUEST }).await;
+        bench.up_to_the_cut().await;
+        let log = bench.log.taken();
+        let armed = log.iter().position(|entry| entry == "flush").unwrap();
+        assert_eq!(log[armed + 1..], *expected, "{fault:?}");
     }
 }
 

@@ -1,0 +1,48 @@
+//! Switches for tests of the protocol, from the environment: delays that drive the VMs' cuts apart, and mistakes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use unasnap_protocol::fault::Fault;
+use unasnap_protocol::name::Name;
+
+/// `vm2=20,vm3=5` lets these VMs begin their cuts this many milliseconds late.
+const TAKE_DELAY: &str = "UNASNAP_TEST_TAKE_DELAY_MS";
+
+/// The same for PREPARE.
+const PREPARE_DELAY: &str = "UNASNAP_TEST_PREPARE_DELAY_MS";
+
+/// What tests want of one VM; by default nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Switches {
+    /// How much later than ordered it prepares.
+    pub prepare_delay: Duration,
+    /// How much later than ordered its cut begins.
+    pub take_delay: Duration,
+    /// A mistake that is put back.
+    pub fault: Fault,
+}
+
+impl Switches {
+    /// Those of this VM.
+    ///
+    /// # Errors
+    /// A switch is set to something that it does not know.
+    pub fn from_environment(vm: &Name) -> Result<Self> {
+        let fault = match std::env::var(Fault::SWITCH) {
+            Ok(label) => Fault::from_label(&label)
+                .with_context(|| format!("{}: there is no fault {label:?}", Fault::SWITCH))?,
+            Err(_) => Fault::None,
+        };
+        Ok(Self { prepare_delay: delay(PREPARE_DELAY, vm)?, take_delay: delay(TAKE_DELAY, vm)?, fault })
+    }
+}
+
+fn delay(switch: &str, vm: &Name) -> Result<Duration> {
+    let Ok(text) = std::env::var(switch) else { return Ok(Duration::ZERO) };
+    let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
+    let mut own = pairs.filter(|(name, _)| *name == vm.as_str()).map(|(_, milliseconds)| milliseconds);
+    let milliseconds =
+        own.next_back().map_or(Ok(0), str::parse).with_context(|| format!("{switch} is wrong: {text}"))?;
+    Ok(Duration::from_millis(milliseconds))
+}
