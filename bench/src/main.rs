@@ -8,9 +8,13 @@
 //! |---|---|
 //! | `namespace` | network namespaces, and commands in them |
 //! | `colour` | the colour switch and the cost per packet, against rule-based alternatives |
+//! | `published` | a host of the published method, the baseline of what is measured with a cluster |
+//! | `vm` | pause and restore of single VMs |
 
 mod colour;
 mod namespace;
+mod published;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -18,6 +22,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use tokio::runtime::{Builder, Runtime};
 
 /// Measures what unasnap costs.
 #[derive(Parser)]
@@ -35,10 +40,16 @@ enum Command {
         #[arg(long)]
         rounds: u32,
     },
+    /// How long a cut stops a VM
+    Pause(vm::Options),
+    /// How soon a restored VM runs
+    Restore(vm::Options),
+    /// Be a host of the published method, in the namespace that we are in
+    Published(published::Options),
 }
 
 fn main() -> ExitCode {
-    match isolate().and_then(|()| execute(&Arguments::parse().command)) {
+    match execute(&Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("unasnap-bench: error: {error:#}");
@@ -48,9 +59,20 @@ fn main() -> ExitCode {
 }
 
 fn execute(command: &Command) -> Result<()> {
+    if !matches!(command, Command::Published(_)) {
+        isolate()?;
+    }
     match command {
         Command::Colour { rounds } => colour::run(*rounds),
+        Command::Pause(options) => tokio()?.block_on(vm::pause::run(options)),
+        Command::Restore(options) => tokio()?.block_on(vm::restore::run(options)),
+        Command::Published(options) => published::run(options, &tokio()?),
     }
+}
+
+/// What drives hypervisors.
+fn tokio() -> Result<Runtime> {
+    Builder::new_multi_thread().enable_all().build().context("starting tokio")
 }
 
 /// Devices, rules, mounts and pins are nobody else's. Must come before the first thread.

@@ -120,9 +120,6 @@ impl Works {
         }
         let mut colours = self.colours.lock().await;
         colours.prepare(&mut *vm, members, envelope.epoch).await?;
-        // Everybody knows the epoch before anybody colours by it: to a member that stands before it (freshly booted or
-        // restored), packets of one that was prepared sooner would come from the future, for as long as a copy takes.
-        colours.set_word(WordState::idle(envelope.epoch), Phase::Prepare).await?;
         let store_failure = |error: StoreError| store_failure(&error, Phase::Prepare);
         self.store.check_space(vm.space_needed()).map_err(store_failure)?;
         let draft = self.store.begin(&envelope.snapshot, &self.definition.name).map_err(store_failure)?;

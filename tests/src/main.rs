@@ -16,7 +16,10 @@ use unasnap_tests::bank::control::{self, Request};
 use unasnap_tests::bank::member;
 use unasnap_tests::meter::announce;
 use unasnap_tests::ring::{manager, node};
-use unasnap_tests::{disk, stream};
+use unasnap_tests::{disk, gauge, stream};
+
+/// Longest time for a guest to answer one question.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// Workloads whose outcome tells whether a restore lost or doubled anything.
 #[derive(Parser)]
@@ -60,6 +63,9 @@ enum Command {
         /// Unique name; the ring's order is the order of the names
         #[arg(long)]
         name: String,
+        /// Observer who is shown each token
+        #[arg(long)]
+        show: Option<SocketAddr>,
     },
     /// One busy TCP stream with every byte checked
     #[command(subcommand)]
@@ -73,6 +79,9 @@ enum Command {
         #[arg(required = true)]
         states: Vec<PathBuf>,
     },
+    /// What the benchmark does and asks inside a guest
+    #[command(subcommand)]
+    Gauge(Gauge),
     /// Count on a disk and check that it holds what was written
     Disk {
         /// File or whole disk; its first 4096 bytes are overwritten
@@ -97,6 +106,32 @@ enum Stream {
         /// Bytes per block
         #[arg(long, default_value_t = 16384)]
         block: u32,
+        /// Observer who is shown each answer
+        #[arg(long)]
+        show: Option<SocketAddr>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Gauge {
+    /// Answer questions
+    Serve {
+        /// Address to listen on
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Observer who is shown the load's events
+        #[arg(long)]
+        show: Option<SocketAddr>,
+        /// Observe at this address what others show
+        #[arg(long)]
+        observe: Option<SocketAddr>,
+    },
+    /// Ask one question and print the answer, both as JSON
+    Ask {
+        /// Where the gauge answers
+        gauge: SocketAddr,
+        /// The question
+        question: String,
     },
 }
 
@@ -133,6 +168,7 @@ fn main() -> ExitCode {
         Command::Node { name, .. } => ("RING-FAILED", name.clone()),
         Command::Stream(Stream::Serve { .. }) => ("STREAM-FAILED", "serve".to_owned()),
         Command::Stream(Stream::Run { .. }) => ("STREAM-FAILED", "run".to_owned()),
+        Command::Gauge(_) => ("GAUGE-FAILED", "gauge".to_owned()),
         Command::Disk { path } => ("DISK-FAILED", path.display().to_string()),
         Command::Bank(Bank::Run { member, .. }) => ("BANK-FAILED", member.to_string()),
         Command::Bank(Bank::Ask { member, .. }) => ("BANK-FAILED", member.to_string()),
@@ -154,12 +190,20 @@ fn execute(command: Command) -> Result<()> {
             let result = manager::run(&bind(listen)?, &config)?;
             announce("RING-RESULT", &serde_json::to_value(result).context("encoding the result")?);
         }
-        Command::Node { manager, listen, name } => {
-            node::run(&node::NodeConfig { manager, listen, name })?;
+        Command::Node { manager, listen, name, show } => {
+            node::run(&node::NodeConfig { manager, listen, name, observer: show })?;
         }
         Command::Stream(Stream::Serve { listen }) => stream::serve(&bind(listen)?)?,
+        Command::Gauge(Gauge::Serve { listen, show, observe }) => {
+            gauge::server::serve(&bind(listen)?, show, observe)?;
+        }
+        Command::Gauge(Gauge::Ask { gauge, question }) => {
+            let question = serde_json::from_str(&question).context("the question")?;
+            let (answer, _) = gauge::Gauge::connect(gauge, ANSWER)?.ask(&question)?;
+            println!("{}", serde_json::to_string(&answer).context("the answer")?);
+        }
         Command::Disk { path } => disk::count(&disk::open(&path)?)?,
-        Command::Stream(Stream::Run { connect, block }) => stream::run(connect, block)?,
+        Command::Stream(Stream::Run { connect, block, show }) => stream::run(connect, block, show)?,
         Command::Bank(Bank::Run { member, members, control, pause_us }) => {
             let pause = Duration::from_micros(pause_us);
             member::run(&member::MemberConfig { member, members, control, pause })?;

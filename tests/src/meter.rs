@@ -1,12 +1,16 @@
 //! Counting events and measuring the longest time between two of them, and printing both at intervals.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use serde_json::Value;
+
+use crate::beat::Beat;
 
 /// Counts events and remembers the longest gaps between them, on the monotonic clock.
 ///
@@ -19,6 +23,7 @@ pub struct Meter {
     longest_ns: AtomicU64,
     recent_ns: AtomicU64,
     running: AtomicBool,
+    beat: Option<Beat>,
 }
 
 impl Default for Meter {
@@ -30,11 +35,20 @@ impl Default for Meter {
             longest_ns: AtomicU64::new(0),
             recent_ns: AtomicU64::new(0),
             running: AtomicBool::new(false),
+            beat: None,
         }
     }
 }
 
 impl Meter {
+    /// A meter whose events an observer sees as well, if there is one.
+    ///
+    /// # Errors
+    /// There is no route to the observer.
+    pub fn observed(observer: Option<SocketAddr>) -> Result<Self> {
+        Ok(Self { beat: observer.map(Beat::to).transpose()?, ..Self::default() })
+    }
+
     fn now_ns(&self) -> u64 {
         u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
@@ -55,6 +69,9 @@ impl Meter {
             self.recent_ns.fetch_max(gap, Ordering::Relaxed);
         }
         self.count.fetch_add(1, Ordering::Relaxed);
+        if let Some(beat) = &self.beat {
+            beat.event(now);
+        }
     }
 
     /// Events so far.

@@ -81,15 +81,15 @@ struct Progress {
 }
 
 impl Progress {
-    fn start(role: &'static str) -> Self {
-        let (meter, bytes) = (Arc::new(Meter::default()), Arc::new(AtomicU64::new(0)));
+    fn start(role: &'static str, observer: Option<SocketAddr>) -> Result<Self> {
+        let (meter, bytes) = (Arc::new(Meter::observed(observer)?), Arc::new(AtomicU64::new(0)));
         meter.start();
         let (events, total) = (Arc::clone(&meter), Arc::clone(&bytes));
         let reporter = Reporter::spawn("STREAM-PROGRESS", Duration::from_millis(500), move || {
             json!({"role": role, "blocks": events.count(), "bytes": total.load(Ordering::Relaxed),
                    "longest_gap_ms": events.take_recent_gap_ms()})
         });
-        Self { meter, bytes, _reporter: reporter }
+        Ok(Self { meter, bytes, _reporter: reporter })
     }
 
     fn block(&self, length: u32) {
@@ -111,7 +111,7 @@ pub fn serve(listener: &TcpListener) -> Result<()> {
 
 fn serve_one(mut stream: TcpStream) -> Result<()> {
     stream.set_nodelay(true).context("setting TCP_NODELAY")?;
-    let progress = Progress::start("serve");
+    let progress = Progress::start("serve", None)?;
     for sequence in 0.. {
         let Some(length) = receive(&mut stream, Way::Request, sequence)? else { return Ok(()) };
         progress.block(length);
@@ -120,16 +120,16 @@ fn serve_one(mut stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Sends blocks of `block` bytes for ever and checks the answers.
+/// Sends blocks of `block` bytes for ever and checks the answers; an observer is shown each answer.
 ///
 /// # Errors
 /// The server that did not come up, the first wrong byte, or a connection that broke.
-pub fn run(server: SocketAddr, block: u32) -> Result<()> {
+pub fn run(server: SocketAddr, block: u32, observer: Option<SocketAddr>) -> Result<()> {
     if !(1..=MAX_BLOCK).contains(&block) {
         bail!("a block has 1 to {MAX_BLOCK} bytes, not {block}");
     }
     let mut stream = connect("the server", server, PATIENCE)?;
-    let progress = Progress::start("run");
+    let progress = Progress::start("run", observer)?;
     for sequence in 0.. {
         send(&mut stream, Way::Request, sequence, block)?;
         match receive(&mut stream, Way::Response, sequence)? {

@@ -17,7 +17,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("guest-agent", &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader"]),
     ("host-agent", &["unasnap-protocol", "unasnap-channel", "unasnap-guest-ebpf", "unasnap-loader"]),
     ("coordinator", &["unasnap-protocol", "unasnap-channel"]),
-    ("bench", &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader", "unasnap-tests"]),
+    ("bench", &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader", "unasnap-host", "unasnap-tests"]),
     ("xtask", &["unasnap-tests"]),
     ("tests", &["unasnap-protocol", "unasnap-channel"]),
 ];

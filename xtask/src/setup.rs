@@ -7,7 +7,7 @@ mod apt;
 mod bzimage;
 mod ebpf;
 mod guest;
-mod modules;
+pub mod modules;
 
 use anyhow::{Result, bail};
 

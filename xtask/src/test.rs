@@ -63,11 +63,12 @@ pub fn run(layout: &Layout) -> Result<()> {
             ("control", &["control"]),
             ("bank", &["bank", "--snapshots", "2", "--fault", "all"]),
             ("mixed", &["bank", "--snapshots", "2", "--colouring", "mixed"]),
+            ("bench", &["bench", "--quick", "--json"]),
         ];
         for (name, arguments) in experiments {
             let mut command = Command::new(&own);
             command.args(arguments).env("CARGO_TARGET_DIR", &layout.target);
-            score.step(name, command, 10 * MINUTE);
+            score.step(name, command, 20 * MINUTE);
         }
     }
     println!("{} passed, {} failed, {} skipped", score.passed, score.failed, score.ignored);

@@ -94,6 +94,9 @@ pub enum RamWay {
 }
 
 impl RamWay {
+    /// All, best first.
+    pub const ALL: [Self; 2] = [Self::Live, Self::StopAndSave];
+
     /// As configuration and reports write it.
     #[must_use]
     pub fn label(self) -> &'static str {

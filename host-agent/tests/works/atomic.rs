@@ -52,7 +52,6 @@ async fn host_flips_in_the_pause_and_asks_nothing_of_the_guest() {
     bench.cut_by(Colouring::Host).await;
     let expected = [
         "tap: members",
-        "tap: word {send 6, receive 6, off}",
         "overlays",
         "tap: word {send 6, receive 6, on}",
         "flush",
@@ -142,7 +141,6 @@ async fn memory_flips_in_the_pause_and_the_rest_goes_by_the_agent() {
         "ram: nonce",
         "SetMembers",
         "CountOutside",
-        "word 6 6 off",
         "overlays",
         "word 6 6 on",
         "flush",

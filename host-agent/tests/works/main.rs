@@ -124,7 +124,6 @@ async fn the_straddle_flips_send_before_and_receive_after_the_instant() {
         "SelfCheck",
         "SetMembers",
         "CountOutside",
-        "word 6 6 off",
         "overlays",
         "word 6 6 on",
         "flush",

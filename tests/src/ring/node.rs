@@ -22,6 +22,8 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// Unique name; the ring's order is the order of the names.
     pub name: String,
+    /// Who is shown each token.
+    pub observer: Option<SocketAddr>,
 }
 
 /// A node that has its place and its neighbours and waits for START.
@@ -95,7 +97,7 @@ impl Joined {
 pub fn run(config: &NodeConfig) -> Result<NodeStatistics> {
     let mut joined = join(config)?;
     joined.wait_for_start()?;
-    match walk_ring(&mut joined) {
+    match walk_ring(&mut joined, config.observer) {
         Ok(statistics) => {
             joined.manager.send(&FromNode::Done(statistics.clone()))?;
             Ok(statistics)
@@ -110,8 +112,8 @@ pub fn run(config: &NodeConfig) -> Result<NodeStatistics> {
 
 /// The run itself. It has no time limit: how long a VM sleeps between a snapshot and its restore is not the
 /// workload's business.
-fn walk_ring(joined: &mut Joined) -> Result<NodeStatistics> {
-    let meter = Arc::new(Meter::default());
+fn walk_ring(joined: &mut Joined, observer: Option<SocketAddr>) -> Result<NodeStatistics> {
+    let meter = Arc::new(Meter::observed(observer)?);
     let last = Arc::new(AtomicU64::new(0));
     let _reporter = {
         let (name, meter, last) = (joined.name.clone(), Arc::clone(&meter), Arc::clone(&last));

@@ -18,7 +18,7 @@ fn start_manager(nodes: u64, tokens: u64) -> (SocketAddr, JoinHandle<Result<RunR
 }
 
 fn config(manager: SocketAddr, name: &str) -> NodeConfig {
-    NodeConfig { manager, listen: "127.0.0.1:0".parse().unwrap(), name: name.into() }
+    NodeConfig { manager, listen: "127.0.0.1:0".parse().unwrap(), name: name.into(), observer: None }
 }
 
 fn start_node(manager: SocketAddr, name: &str) -> JoinHandle<Result<NodeStatistics>> {

@@ -70,6 +70,11 @@ impl Figures {
         self.spread(key).map(|spread| spread.median)
     }
 
+    /// Medians of all keys that fit a pattern with a star, with what stands for the star.
+    pub fn fitting<'a>(&'a self, pattern: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
+        self.rounds.iter().filter_map(move |(key, _)| Some((star(pattern, key)?, self.median(key)?)))
+    }
+
     /// All medians, as objects in objects.
     pub fn tree(&self) -> Map<String, Value> {
         let mut tree = Map::new();
@@ -100,6 +105,12 @@ impl Figures {
     }
 }
 
+/// What stands for the pattern's star in `key`; `None` when it does not fit.
+pub fn star<'a>(pattern: &str, key: &'a str) -> Option<&'a str> {
+    let (before, after) = pattern.split_once('*')?;
+    key.strip_prefix(before)?.strip_suffix(after).filter(|found| !found.is_empty())
+}
+
 fn insert(tree: &mut Map<String, Value>, key: &str, value: Value) {
     let Some((first, rest)) = key.split_once('.') else {
         tree.insert(key.to_owned(), value);
@@ -114,6 +125,13 @@ fn insert(tree: &mut Map<String, Value>, key: &str, value: Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_star_stands_for_what_differs() {
+        assert_eq!(star("pause.*.gap_ms", "pause.live.128.idle.gap_ms"), Some("live.128.idle"));
+        assert_eq!(star("pause.*.gap_ms", "pause.live.128.idle.pause_ms"), None);
+        assert_eq!(star("pause.*.gap_ms", "pause..gap_ms"), None);
+    }
 
     #[test]
     fn rounds_become_medians_in_a_tree() {

@@ -1,8 +1,9 @@
 //! `unasnap-bench`: built after setup, since it holds the TC programs, and run in a process namespace of its own, with
 //! which whatever it left behind ends.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -31,11 +32,22 @@ impl Program {
         Ok(Self { path: build::measuring_program(layout)? })
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Runs one of its commands and takes its figures.
     ///
     /// # Errors
     /// It failed, hung, or printed something else than figures.
-    pub fn run(&self, command: &str, rounds: u32, arguments: &[&str], figures: &mut Figures) -> Result<()> {
+    pub fn run(
+        &self,
+        command: &str,
+        rounds: u32,
+        arguments: &[OsString],
+        figures: &mut Figures,
+    ) -> Result<()> {
         let mut isolated = Command::new("unshare");
         isolated.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]);
         // The shell is the namespace's first process and buries what nobody else waits for.

@@ -114,6 +114,16 @@ impl<'a> Cluster<'a> {
         self.scene
     }
 
+    /// The hosts' folders and files: `NAME-vms`, `NAME`, `NAME.toml`.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Where logs are.
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
     fn program(&self, name: &str) -> PathBuf {
         self.artifacts.programs.join(name)
     }

@@ -84,6 +84,11 @@ impl Console {
         progress.map(|progress| progress.blocks).collect()
     }
 
+    /// Is there a line with this tag?
+    pub fn tells(&self, tag: &str) -> bool {
+        !self.tagged(tag).is_empty()
+    }
+
     /// The ring's result, once the manager has printed it.
     ///
     /// # Errors
@@ -127,6 +132,7 @@ mod tests {
         std::fs::write(&path, first).unwrap();
         assert_eq!(console.tokens(), [7]);
         assert_eq!(console.failure(), None);
+        assert!(console.tells("RING-PROGRESS ") && !console.tells("STREAM-PROGRESS "));
         console.skip();
         let more = format!(
             "{first}RESS {{\"token\":9}}\nRING-PROGRESS {{\"token\":11}}\nDISK-FAILED {{}}\nVmRSS:\t 512 kB\n"

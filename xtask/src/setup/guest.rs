@@ -22,7 +22,9 @@ const QUICK: Duration = Duration::from_secs(120);
 
 /// Whether a complete kernel is here: it is renamed into place when it is.
 pub fn has_kernel(layout: &Layout) -> bool {
+    // A kernel that was unpacked before the last list was known lacks its modules.
     layout.kernel().join("vmlinux").exists()
+        && layout.kernel().join("modules").join(modules::IPTABLES).exists()
 }
 
 /// Downloads the newest kernel of the series.

@@ -10,10 +10,19 @@ use anyhow::{Context, Result, bail};
 
 use super::guest::unpack_file;
 
-/// What guests use; sch_netem is for tests that make networks bad.
-const WANTED: [&str; 5] = ["virtio_net", "virtio_blk", "cls_bpf", "sch_ingress", "sch_netem"];
+/// The list of what guests load when they boot.
+pub const BOOT: &str = "order";
 
-/// Copies the wanted modules from the kernel's `tree` into `to`, unpacked, with a file `order`: one file name a line, each
+/// The list of what iptables needs in addition, in the benchmark's guests that are coloured the published way.
+pub const IPTABLES: &str = "order-iptables";
+
+/// The lists with what is wanted in them; sch_netem is for tests that make networks bad.
+const WANTED: [(&str, &[&str]); 2] = [
+    (BOOT, &["virtio_net", "virtio_blk", "cls_bpf", "sch_ingress", "sch_netem"]),
+    (IPTABLES, &["iptable_mangle", "iptable_filter", "xt_DSCP", "xt_dscp"]),
+];
+
+/// Copies the wanted modules from the kernel's `tree` into `to`, unpacked, with the lists: one file name a line, each
 /// after what it depends on. A module that is not in the tree must be built into the kernel.
 ///
 /// # Errors
@@ -26,12 +35,16 @@ pub fn collect(tree: &Path, to: &Path) -> Result<()> {
     let builtin = std::fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
     let builtin: Vec<_> = builtin.lines().map(|line| module_name(Path::new(line))).collect();
     let mut order = Vec::new();
-    for name in WANTED {
-        let context = || format!("kernel module {name}");
-        add(name, &files, &builtin, to, &mut order).with_context(context)?;
+    for (list, wanted) in WANTED {
+        let listed_already = order.len();
+        for name in wanted {
+            let context = || format!("kernel module {name}");
+            add(name, &files, &builtin, to, &mut order).with_context(context)?;
+        }
+        let lines: String = order[listed_already..].iter().map(|name| format!("{name}.ko\n")).collect();
+        std::fs::write(to.join(list), lines).context("writing a list of modules")?;
     }
-    let order: String = order.iter().map(|name| format!("{name}.ko\n")).collect();
-    std::fs::write(to.join("order"), order).context("writing the order of the modules")
+    Ok(())
 }
 
 fn add(
@@ -100,13 +113,15 @@ mod tests {
         std::fs::write(tree.join("net/virtio_net.ko"), modinfo("shared,middle")).unwrap();
         std::fs::write(tree.join("net/middle.ko"), modinfo("shared,inner-most")).unwrap();
         std::fs::write(tree.join("shared.ko"), modinfo("")).unwrap();
-        for name in &WANTED[1..] {
+        for name in WANTED.iter().flat_map(|(_, wanted)| *wanted).skip(1) {
             std::fs::write(tree.join(format!("{name}.ko")), modinfo("")).unwrap();
         }
         let to = scratch.path().join("out");
         collect(&tree, &to).unwrap();
         let order = std::fs::read_to_string(to.join("order")).unwrap();
         assert!(order.starts_with("shared.ko\nmiddle.ko\nvirtio_net.ko\n"), "{order}");
+        let more = std::fs::read_to_string(to.join(IPTABLES)).unwrap();
+        assert!(more.starts_with("iptable_mangle.ko\n") && !more.contains("shared"), "{more}");
         assert!(to.join("middle.ko").exists());
 
         std::fs::remove_file(tree.join("shared.ko")).unwrap();
