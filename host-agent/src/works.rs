@@ -111,6 +111,12 @@ impl Works {
     async fn prepare(&self, envelope: &Envelope, members: Vec<Prefix>) -> Result<(), Failure> {
         tokio::time::sleep(self.switches.prepare_delay).await;
         let mut vm = self.living(Phase::Prepare).await?;
+        let mut colours = self.colours.lock().await;
+        // Everybody knows the epoch before anybody colours by it: to a member that stands before it (freshly booted or
+        // restored), packets of one that was prepared sooner would come from the future, for as long as a copy takes.
+        if let Err(failure) = colours.set_word(WordState::idle(envelope.epoch), Phase::Prepare).await {
+            tracing::info!(vm = %envelope.vm, "another way of colouring may work: {failure}");
+        }
         match vm.state().await.map_err(|error| hypervisor_failure(&error, Phase::Prepare))? {
             VmState::Running => {}
             other => {
@@ -118,7 +124,6 @@ impl Works {
                 return Err(Failure::new(FailureKind::VmNotRunning, Phase::Prepare, text));
             }
         }
-        let mut colours = self.colours.lock().await;
         colours.prepare(&mut *vm, members, envelope.epoch).await?;
         let store_failure = |error: StoreError| store_failure(&error, Phase::Prepare);
         self.store.check_space(vm.space_needed()).map_err(store_failure)?;

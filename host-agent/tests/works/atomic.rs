@@ -51,6 +51,7 @@ async fn host_flips_in_the_pause_and_asks_nothing_of_the_guest() {
     bench.arm().await;
     bench.cut_by(Colouring::Host).await;
     let expected = [
+        "tap: word {send 6, receive 6, off}",
         "tap: members",
         "overlays",
         "tap: word {send 6, receive 6, on}",
@@ -73,7 +74,10 @@ async fn host_makes_programs_of_the_guest_stand_aside_if_there_are_any() {
     let Ok(Outcome::Cut(report)) = bench.job(Step::Cut(None)).await else { panic!("no cut") };
     assert_eq!(report.outside_connections, Some(3), "only a guest agent can count them");
     let log = bench.log.taken();
-    assert_eq!(log[..4], ["tap: members", "word 6 6 off", "SetMembers", "CountOutside"]);
+    assert_eq!(
+        log[..4],
+        ["tap: word {send 6, receive 6, off}", "tap: members", "word 6 6 off", "SetMembers"]
+    );
     assert!(!log.iter().any(|line| line.contains("Flip")), "{log:?}");
 }
 
@@ -136,6 +140,7 @@ async fn memory_flips_in_the_pause_and_the_rest_goes_by_the_agent() {
     bench.cut_by(Colouring::Memory).await;
     assert_eq!(bench.ram.word(), flipped());
     let expected = [
+        "word 6 6 off",
         "SelfCheck",
         "LocateWord",
         "ram: nonce",

@@ -121,6 +121,7 @@ async fn the_straddle_flips_send_before_and_receive_after_the_instant() {
     let Ok(Outcome::Cut(report)) = bench.job(Step::Cut(None)).await else { panic!("no cut") };
     assert_eq!((report.pause_ns(), report.outside_connections), (20, Some(3)));
     let expected = [
+        "word 6 6 off",
         "SelfCheck",
         "SetMembers",
         "CountOutside",
