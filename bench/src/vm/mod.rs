@@ -89,6 +89,11 @@ impl<'a> Yard<'a> {
         Ok(Self { observer: Observer::start(OBSERVER)?, options, accel, ways })
     }
 
+    /// Forgets what guests have shown so far.
+    fn forget(&self) {
+        let _ = self.observer.take_gap_ms();
+    }
+
     /// The longest gap of any guest that bears a load since the last call, milliseconds.
     fn gap_ms(&self) -> Result<f64> {
         self.observer.take_gap_ms().context("no guest showed an event")

@@ -54,7 +54,7 @@ async fn sizes(yard: &Yard<'_>, memory_mb: u64) -> Result<()> {
 async fn one(yard: &Yard<'_>, guest: &mut Guest, load: Load, candidate: &str) -> Result<()> {
     let key = format!("pause.{candidate}");
     guest.gauge()?.load(load)?;
-    yard.gap_ms()?;
+    yard.forget();
     std::thread::sleep(SETTLE);
     sample(&format!("{key}.undisturbed_gap_ms"), yard.gap_ms()?);
     let taken = guest.snapshot("bench").await?;
@@ -98,7 +98,7 @@ async fn at_once(yard: &Yard<'_>, memory_mb: u64) -> Result<()> {
 }
 
 async fn together(yard: &Yard<'_>, guests: Vec<Guest>, key: &str) -> Result<Vec<Guest>> {
-    yard.gap_ms()?;
+    yard.forget();
     let mut cuts = JoinSet::new();
     for mut guest in guests {
         cuts.spawn(async move { guest.snapshot("bench").await.map(|taken| (guest, taken)) });

@@ -25,7 +25,7 @@ pub fn measure(workshop: &Workshop<'_>, figures: &mut Figures) -> Result<()> {
         for (name, method) in METHODS {
             let setting = Setting { method, vms, hosts: vms / per_host };
             let key = format!("global.{vms}_vms.{per_host}_per_host.{name}");
-            stage::with(workshop, setting, |stage| one(stage, vms, &key, workshop.rounds(4), figures))?;
+            stage::with(workshop, setting, |stage| one(stage, vms, &key, workshop.rounds(3), figures))?;
         }
     }
     Ok(())

@@ -29,7 +29,7 @@ struct Rule {
     remark: fn(&Figures) -> Option<String>,
 }
 
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 12] = [
     Rule {
         name: "colour switch, mapped store / iptables-legacy",
         goal: 0.001,
@@ -51,10 +51,16 @@ const RULES: [Rule; 11] = [
         remark: hooks,
     },
     Rule {
-        name: "pause at any size and load, ms",
+        name: "longest pause of any size, idle, ms",
         goal: 10.0,
-        reached: |figures| Some(best_way(figures)?.1),
-        remark: |figures| Some(format!("by {}", best_way(figures)?.0)),
+        reached: |figures| Some(best_way(figures, "idle")?.1),
+        remark: |figures| Some(format!("by {}", best_way(figures, "idle")?.0)),
+    },
+    Rule {
+        name: "longest pause of any size, writing a quarter of the RAM as fast as it goes, ms",
+        goal: 10.0,
+        reached: |figures| Some(best_way(figures, "dirty")?.1),
+        remark: |figures| Some(format!("by {}", best_way(figures, "dirty")?.0)),
     },
     Rule {
         name: "pause at the largest size / at the smallest",
@@ -126,10 +132,10 @@ fn hooks(figures: &Figures) -> Option<String> {
     ))
 }
 
-/// The way whose longest pause is the shortest, and that pause.
-fn best_way(figures: &Figures) -> Option<(&str, f64)> {
+/// The way whose longest pause under a load is the shortest, and that pause.
+fn best_way<'a>(figures: &'a Figures, load: &str) -> Option<(&'a str, f64)> {
     let mut longest: Vec<(&str, f64)> = Vec::new();
-    for (candidate, pause) in figures.fitting("pause.*.pause_ms") {
+    for (candidate, pause) in figures.fitting("pause.*.pause_ms").filter(|(row, _)| row.ends_with(load)) {
         let way = candidate.split('.').next()?;
         match longest.iter_mut().find(|(known, _)| *known == way) {
             Some((_, most)) => *most = most.max(pause),
@@ -141,7 +147,7 @@ fn best_way(figures: &Figures) -> Option<(&str, f64)> {
 
 /// Of the best way while idle.
 fn flatness(figures: &Figures) -> Option<f64> {
-    let (way, _) = best_way(figures)?;
+    let (way, _) = best_way(figures, "idle")?;
     let pattern = format!("pause.{way}.*.idle.pause_ms");
     let sizes =
         figures.fitting(&pattern).filter_map(|(size, pause)| Some((size.parse::<u64>().ok()?, pause)));
@@ -202,12 +208,16 @@ mod tests {
     #[test]
     fn the_best_way_is_judged_by_its_worst_pause() {
         let mut figures = Figures::default();
-        for (key, value) in
-            [("a.128.idle", 5.0), ("a.2048.dirty", 30.0), ("b.128.idle", 8.0), ("b.2048.idle", 9.0)]
-        {
+        for (key, value) in [
+            ("a.128.idle", 5.0),
+            ("a.2048.idle", 30.0),
+            ("b.128.idle", 8.0),
+            ("b.2048.idle", 9.0),
+            ("b.128.dirty", 99.0),
+        ] {
             figures.add(&format!("pause.{key}.pause_ms"), value);
         }
-        assert_eq!(best_way(&figures), Some(("b", 9.0)));
+        assert_eq!(best_way(&figures, "idle"), Some(("b", 9.0)));
         assert_eq!(flatness(&figures), Some(9.0 / 8.0));
     }
 }
