@@ -40,7 +40,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME", value_parser = faults::parse)]
     fault: Option<faults::Choice>,
     /// Snapshots in which a mistake must have been found
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 12)]
     runs: u32,
     /// Print one JSON object on stdout instead of a table
     #[arg(long)]
