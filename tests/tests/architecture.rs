@@ -17,7 +17,10 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("guest-agent", &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader"]),
     ("host-agent", &["unasnap-protocol", "unasnap-channel", "unasnap-guest-ebpf", "unasnap-loader"]),
     ("coordinator", &["unasnap-protocol", "unasnap-channel"]),
-    ("bench", &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader", "unasnap-host", "unasnap-tests"]),
+    (
+        "tests/bench",
+        &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader", "unasnap-host", "unasnap-tests"],
+    ),
     ("xtask", &["unasnap-tests"]),
     ("tests", &["unasnap-protocol", "unasnap-channel"]),
 ];
@@ -37,7 +40,7 @@ const IMPURE: [&str; 9] = [
 
 /// Where `unsafe` may stand: where the kernel's ABI needs it.
 const UNSAFE: [&str; 6] =
-    ["guest-ebpf", "guest-agent", "host-agent/src/hypervisor", "bench/src", "xtask/src", "tests/src"];
+    ["guest-ebpf", "guest-agent", "host-agent/src/hypervisor", "tests/bench/src", "xtask/src", "tests/src"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
