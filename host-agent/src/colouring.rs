@@ -13,8 +13,6 @@
 
 use std::sync::Arc;
 
-use tokio::time::sleep;
-use unasnap_channel::steady_ns;
 use unasnap_guest_ebpf::StateWord;
 use unasnap_protocol::control::{self, Failure, FailureKind, Phase};
 use unasnap_protocol::fault::Fault;
@@ -23,12 +21,14 @@ use unasnap_protocol::name::Name;
 
 use crate::definition::{Colouring, VmDefinition};
 use crate::guest_channel::{GuestChannel, GuestError, member_table};
-use crate::hypervisor::{CutTimes, InPause, Vm};
+use crate::hypervisor::Vm;
 use crate::works::hypervisor_failure;
 
+pub use self::cut::Cut;
 use self::host::{TapPrograms, Taps};
 use self::memory::MemoryWord;
 
+mod cut;
 mod guest;
 pub mod host;
 pub mod memory;
@@ -71,16 +71,6 @@ impl Way {
             Self::Host(_) => control::Colouring::Host,
         }
     }
-}
-
-/// A cut, and when the colour changed: clock of [`steady_ns`].
-pub struct Cut {
-    /// The driver's times.
-    pub times: CutTimes,
-    /// The send half.
-    pub send_flipped_ns: u64,
-    /// The receive half.
-    pub receive_flipped_ns: u64,
 }
 
 impl Colours {
@@ -324,55 +314,6 @@ impl Colours {
         Ok(())
     }
 
-    /// The cut, with the flip where the way has it.
-    ///
-    /// # Errors
-    /// The driver's, or the flip's: then the cut may have been made and is to be discarded.
-    pub async fn cut(&mut self, vm: &mut dyn Vm, epoch: Epoch) -> Result<Cut, Failure> {
-        match &mut self.way {
-            Way::None => atomic(vm, Moment::Stopped, || Ok(())).await,
-            Way::Guest => self.straddle(vm, epoch).await,
-            Way::Host(Some(programs)) => {
-                // Not later: what other members send after their cuts may come at any moment, and would be dropped.
-                let mut flip = || programs.change(&|word| word.flip(epoch, epoch + 1));
-                let flip = || flip().map(drop).map_err(|late| late_failure(late.found, Phase::Take));
-                atomic(vm, Moment::Stopped, flip).await
-            }
-            // Not earlier: the snapshot would hold the new word. What others send meanwhile waits in the taps' queues.
-            Way::Memory(Some(word)) => {
-                atomic(vm, Moment::Fixed, || word.flip(epoch).map_err(memory_failure)).await
-            }
-            Way::Host(None) | Way::Memory(None) => {
-                let text = "this member was not prepared by this host agent";
-                Err(Failure::new(FailureKind::Stale, Phase::Take, text))
-            }
-        }
-    }
-
-    /// The straddling cut: between the two flips this member neither sends as PRESNAPSHOT nor receives POSTSNAPSHOT,
-    /// so the instant between them is consistent wherever it falls.
-    async fn straddle(&mut self, vm: &mut dyn Vm, epoch: Epoch) -> Result<Cut, Failure> {
-        let guest_failure = |error: GuestError| error.during(Phase::Take);
-        if self.fault != Fault::SendFlippedLate {
-            self.guest.flip_send(epoch).await.map_err(guest_failure)?;
-        }
-        let send_flipped_ns = steady_ns();
-        if self.fault == Fault::ReceiveFlippedEarly {
-            self.guest.flip_receive(epoch).await.map_err(guest_failure)?;
-            sleep(Fault::LATENESS).await;
-        }
-        let times = vm.cut(InPause::nothing()).await;
-        let times = times.map_err(|error| hypervisor_failure(&error, Phase::Take))?;
-        if self.fault == Fault::SendFlippedLate {
-            sleep(Fault::LATENESS).await;
-            self.guest.flip_send(epoch).await.map_err(guest_failure)?;
-        }
-        if self.fault != Fault::ReceiveFlippedEarly {
-            self.guest.flip_receive(epoch).await.map_err(guest_failure)?;
-        }
-        Ok(Cut { times, send_flipped_ns, receive_flipped_ns: steady_ns() })
-    }
-
     /// A restored VM, still paused: members are known and the word is right before it runs.
     ///
     /// # Errors
@@ -405,32 +346,6 @@ impl Colours {
     }
 }
 
-/// When in the pause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Moment {
-    Stopped,
-    Fixed,
-}
-
-/// A cut with `flip` in its pause.
-async fn atomic(
-    vm: &mut dyn Vm,
-    moment: Moment,
-    flip: impl FnOnce() -> Result<(), Failure> + Send,
-) -> Result<Cut, Failure> {
-    let mut outcome = None;
-    let flip = Box::new(|| outcome = Some((flip(), steady_ns())));
-    let in_pause = match moment {
-        Moment::Stopped => InPause { stopped: flip, ..InPause::nothing() },
-        Moment::Fixed => InPause { fixed: flip, ..InPause::nothing() },
-    };
-    let times = vm.cut(in_pause).await.map_err(|error| hypervisor_failure(&error, Phase::Take))?;
-    let text = "the driver made a cut without a pause";
-    let (flipped, at) = outcome.ok_or_else(|| Failure::new(FailureKind::Internal, Phase::Take, text))?;
-    flipped?;
-    Ok(Cut { times, send_flipped_ns: at, receive_flipped_ns: at })
-}
-
 fn kernel_failure(error: &anyhow::Error, phase: Phase) -> Failure {
     Failure::new(FailureKind::Colouring, phase, format!("the programs on the VM's taps: {error:#}"))
 }
@@ -438,13 +353,4 @@ fn kernel_failure(error: &anyhow::Error, phase: Phase) -> Failure {
 fn late_failure(found: StateWord, phase: Phase) -> Failure {
     let text = format!("the member's word is {found:?}: it has advanced by itself or was never prepared");
     Failure::new(FailureKind::LateCut, phase, text)
-}
-
-/// A word that is not what it has to be means a member that is late; anything else, a guest that cannot be trusted.
-fn memory_failure(error: memory::MemoryError) -> Failure {
-    let kind = match error {
-        memory::MemoryError::Word(_) => FailureKind::LateCut,
-        _ => FailureKind::Colouring,
-    };
-    Failure::new(kind, Phase::Take, error.to_string())
 }
