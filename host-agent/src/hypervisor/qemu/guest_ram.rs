@@ -1,5 +1,5 @@
 //! Single words of a guest's RAM, through `/proc/PID/mem` of its QEMU: it works for every kind of memory backend, since
-//! QEMU maps each of them, and a page that a background snapshot has write-protected is saved before it changes.
+//! QEMU maps each of them, also the private one of a restored VM.
 //!
 //! Only the RAM block is reached. Guest-physical addresses are those of the `pc` machine: RAM lies in one piece up to
 //! 3.5 GiB; of more than that, the first 3 GiB stay below the PCI hole and the rest begins at 4 GiB (`pc_init1`).

@@ -101,7 +101,7 @@ impl Taking {
         match self {
             Self::Live(precopy) => {
                 precopy.open_wide();
-                Some(precopy.save_devices())
+                Some(Precopy::save_devices())
             }
             Self::StopAndSave => None,
         }
@@ -130,8 +130,7 @@ impl Taking {
     /// needed for it any more.
     pub(super) async fn save(self, qmp: &Qmp) -> Option<Saving> {
         let Self::Live(precopy) = self else { return None };
-        let (command, arguments) = precopy.forget_file();
-        if let Err(error) = qmp.execute(command, arguments).await {
+        if let Err(error) = Precopy::forget_file(qmp).await {
             tracing::warn!(%error, "QEMU keeps a descriptor that it does not need");
         }
         Some(tokio::task::spawn_blocking(move || precopy.save()))

@@ -44,6 +44,9 @@ const PAUSE_PATIENCE: Duration = Duration::from_millis(3500);
 /// Room in QEMU's end of the socket: while it is read all the time, and while QEMU is to sleep soon.
 const WIDE_BYTES: usize = 1 << 20;
 const NARROW_BYTES: usize = 4 << 10;
+/// Number under which QEMU knows the file for the devices; always the same, so that a cut which was given up leaves nothing
+/// that the next one does not find.
+const DEVICES_FDSET: u32 = 1;
 /// Most bytes of device state; it has about 0.1 MB.
 const MAX_DEVICES_BYTES: u64 = 256 << 20;
 
@@ -78,8 +81,6 @@ pub(in crate::hypervisor::qemu) struct Precopy {
     folder: PathBuf,
     /// Device state goes to memory first: making a file in the pause may have to wait for other writers.
     devices: File,
-    /// How QEMU knows `devices`.
-    fdset: i64,
 }
 
 impl Precopy {
@@ -95,9 +96,9 @@ impl Precopy {
         let receiver = Receiver::start(ours, image).map_err(HypervisorError::file("start writing", &path))?;
         let (devices, writable) =
             memory_file().map_err(HypervisorError::file("make a file in memory for", folder))?;
-        let answer = qmp.execute_with_fd("add-fd", json!({}), writable).await?;
-        let fdset = answer["fdset-id"].as_i64().unwrap_or(-1);
-        let precopy = Self { receiver, qemu_end, folder: folder.to_owned(), devices, fdset };
+        Self::forget_file(qmp).await?;
+        qmp.execute_with_fd("add-fd", json!({"fdset-id": DEVICES_FDSET}), writable).await?;
+        let precopy = Self { receiver, qemu_end, folder: folder.to_owned(), devices };
         precopy.set_room(WIDE_BYTES);
         let handed = precopy.qemu_end.as_fd().try_clone_to_owned();
         let handed = handed.map_err(HypervisorError::file("make a socket for", &path))?;
@@ -155,8 +156,8 @@ impl Precopy {
     }
 
     /// What saves the devices.
-    pub(super) fn save_devices(&self) -> (&'static str, Value) {
-        let file = format!("/dev/fdset/{}", self.fdset);
+    pub(super) fn save_devices() -> (&'static str, Value) {
+        let file = format!("/dev/fdset/{DEVICES_FDSET}");
         ("xen-save-devices-state", json!({"filename": file, "live": false}))
     }
 
@@ -184,9 +185,13 @@ impl Precopy {
         write_durably(&file, &stream).map_err(HypervisorError::file("write", &file))
     }
 
-    /// What makes QEMU forget the file for the devices.
-    pub(super) fn forget_file(&self) -> (&'static str, Value) {
-        ("remove-fd", json!({"fdset-id": self.fdset}))
+    /// Makes QEMU forget the file for the devices, if it knows one.
+    pub(super) async fn forget_file(qmp: &Qmp) -> Result<(), HypervisorError> {
+        match qmp.execute("remove-fd", json!({"fdset-id": DEVICES_FDSET})).await {
+            // There may be none.
+            Ok(_) | Err(HypervisorError::Refused { .. }) => Ok(()),
+            Err(other) => Err(other),
+        }
     }
 
     fn set_room(&self, bytes: usize) {
