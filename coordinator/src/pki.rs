@@ -14,6 +14,7 @@ use rcgen::{
 };
 use unasnap_channel::Peer;
 use unasnap_protocol::name::Name;
+use unasnap_protocol::role::Role;
 
 use crate::failure::{CliError, Result};
 
@@ -21,7 +22,7 @@ use crate::failure::{CliError, Result};
 const VALID_YEARS: i32 = 10;
 const CA_NAME: &str = "unasnap cluster CA";
 
-/// Writes a new CA, and key pairs of the coordinator, of these hosts and of one operator.
+/// Writes a new CA, and key pairs of the coordinator, of these hosts and of one operator who may do everything.
 pub fn init(dir: &Path, hosts: &[Name], operator: &Name) -> Result<Vec<PathBuf>> {
     let ca_key = new_key()?;
     let ca = ca_params()?.self_signed(&ca_key).map_err(internal)?;
@@ -32,12 +33,23 @@ pub fn init(dir: &Path, hosts: &[Name], operator: &Name) -> Result<Vec<PathBuf>>
     for host in hosts {
         files.extend(pair(dir, &format!("host-{host}"), &Peer::Host(host.clone()), &issuer)?);
     }
-    files.extend(pair(dir, "operator", &Peer::Operator(operator.clone()), &issuer)?);
+    files.extend(pair(dir, "operator", &Peer::Operator(operator.clone(), Role::Admin), &issuer)?);
     write_all(dir, &files)
 }
 
 /// Writes the key pair of one more host, signed by the CA in `dir`.
 pub fn add_host(dir: &Path, host: &Name) -> Result<Vec<PathBuf>> {
+    write_all(dir, &pair(dir, &format!("host-{host}"), &Peer::Host(host.clone()), &issuer(dir)?)?)
+}
+
+/// Writes the key pair of one more operator, signed by the CA in `dir`.
+pub fn add_operator(dir: &Path, name: &Name, role: Role) -> Result<Vec<PathBuf>> {
+    let peer = Peer::Operator(name.clone(), role);
+    write_all(dir, &pair(dir, &format!("operator-{name}"), &peer, &issuer(dir)?)?)
+}
+
+/// The CA in `dir`.
+fn issuer(dir: &Path) -> Result<Issuer<'static, KeyPair>> {
     let path = dir.join("ca.key");
     let pem = fs::read_to_string(&path).map_err(|error| {
         CliError::usage(format!(
@@ -48,8 +60,7 @@ pub fn add_host(dir: &Path, host: &Name) -> Result<Vec<PathBuf>> {
     let key = KeyPair::from_pem(&pem).map_err(|error| {
         CliError::usage(format!("{} is not a private key: {error}; restore it from a copy", path.display()))
     })?;
-    let issuer = Issuer::new(ca_params()?, key);
-    write_all(dir, &pair(dir, &format!("host-{host}"), &Peer::Host(host.clone()), &issuer)?)
+    Ok(Issuer::new(ca_params()?, key))
 }
 
 /// Path, content, permission bits.
@@ -99,7 +110,7 @@ fn pair(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![match role {
         Peer::Coordinator => ExtendedKeyUsagePurpose::ServerAuth,
-        Peer::Host(_) | Peer::Operator(_) => ExtendedKeyUsagePurpose::ClientAuth,
+        Peer::Host(_) | Peer::Operator(..) => ExtendedKeyUsagePurpose::ClientAuth,
     }];
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, issuer).map_err(internal)?;

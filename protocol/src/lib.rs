@@ -12,6 +12,7 @@
 //! | [`operator`] | operator's command <-> coordinator |
 //! | [`coordinator`] | the coordinator's half of a snapshot and of a restore |
 //! | [`participant`] | one VM's half of both |
+//! | [`role`] | what operators may do, and which role each request needs |
 //! | [`fault`] | mistakes that tests put back |
 //!
 //! Words (epoch, cut, colour, straddle, PRESNAPSHOT ...) mean what `docs/protocol.md` says.
@@ -27,6 +28,7 @@ pub mod guest;
 pub mod name;
 pub mod operator;
 pub mod participant;
+pub mod role;
 
 pub use messages::DecodeError;
 

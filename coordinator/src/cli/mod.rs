@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 use unasnap_protocol::name::Name;
+use unasnap_protocol::role::Role;
 
 use crate::config::{CLIENT_PATH, COORDINATOR_PATH, ClientConfig, CoordinatorConfig};
 use crate::daemon;
@@ -98,7 +99,7 @@ enum Pki {
         /// Names of the hosts
         #[arg(long = "host", num_args = 1.., required = true, value_name = "HOST")]
         hosts: Vec<Name>,
-        /// Name of the operator
+        /// Name of the operator, who may do everything
         #[arg(long, default_value = "admin", value_name = "NAME")]
         operator: Name,
     },
@@ -106,6 +107,17 @@ enum Pki {
     AddHost {
         /// Name of the host
         host: Name,
+        /// Folder that `pki init` wrote
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Write the key pair of one more operator
+    Operator {
+        /// Name of the operator
+        name: Name,
+        /// What it may do: `view` looks, `operate` takes and restores snapshots too, `admin` also deletes them
+        #[arg(long, default_value = "operate", value_name = "ROLE")]
+        role: Role,
         /// Folder that `pki init` wrote
         #[arg(long)]
         dir: PathBuf,
@@ -118,6 +130,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match command {
         Command::Pki(Pki::Init { dir, hosts, operator }) => pki::init(&dir, &hosts, &operator, json),
         Command::Pki(Pki::AddHost { host, dir }) => pki::add_host(&dir, &host, json),
+        Command::Pki(Pki::Operator { name, role, dir }) => pki::add_operator(&dir, &name, role, json),
         Command::Coordinator => {
             let path = config.unwrap_or_else(|| COORDINATOR_PATH.into());
             runtime(true)?.block_on(daemon::run(&CoordinatorConfig::load(&path)?))

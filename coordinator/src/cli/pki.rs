@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use unasnap_protocol::name::Name;
+use unasnap_protocol::role::Role;
 
 use super::output;
 use crate::failure::{CliError, Result};
@@ -29,6 +30,12 @@ pub fn init(dir: &Path, hosts: &[Name], operator: &Name, json: bool) -> Result<(
 pub fn add_host(dir: &Path, host: &Name, json: bool) -> Result<()> {
     check(host)?;
     report(pki::add_host(dir, host)?, json)
+}
+
+/// `pki operator`.
+pub fn add_operator(dir: &Path, name: &Name, role: Role, json: bool) -> Result<()> {
+    check(name)?;
+    report(pki::add_operator(dir, name, role)?, json)
 }
 
 /// Labels of DNS names do not end in a dash, names of unasnap may.

@@ -13,6 +13,7 @@ use unasnap_protocol::control::{CoordinatorSession, FromHost, Hello, HostSession
 use unasnap_protocol::frame::{Frame, MAX_CONTROL_PAYLOAD};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{FIRST_NUMBER, Reply, Request, RequestError, RequestErrorKind};
+use unasnap_protocol::role::Role;
 
 use super::registry::{LinkId, OUTBOX_FRAMES, Outbox};
 
@@ -103,7 +104,7 @@ async fn serve(arrival: Arrival, link: LinkId, inputs: Inputs) {
     let peer = connection.peer().clone();
     let ended = match peer.clone() {
         Peer::Host(host) => serve_host(connection, host, link, inputs).await,
-        Peer::Operator(operator) => serve_operator(connection, operator, inputs).await,
+        Peer::Operator(operator, role) => serve_operator(connection, operator, role, inputs).await,
         Peer::Coordinator => {
             let why = "this certificate is the coordinator's own; hosts and operators have theirs";
             refuse(connection, goodbye(why), why.to_owned()).await
@@ -249,7 +250,12 @@ async fn write_all(mut writer: Writer, mut frames: mpsc::Receiver<Vec<u8>>) {
     writer.close().await;
 }
 
-async fn serve_operator(mut connection: Connection, operator: Name, inputs: Inputs) -> Result<(), String> {
+async fn serve_operator(
+    mut connection: Connection,
+    operator: Name,
+    role: Role,
+    inputs: Inputs,
+) -> Result<(), String> {
     let frame = match first_frame(&mut connection).await {
         Ok(frame) => frame,
         Err(why) => return refuse(connection, goodbye(&why), why).await,
@@ -266,6 +272,14 @@ async fn serve_operator(mut connection: Connection, operator: Name, inputs: Inpu
             return refuse(connection, failed(&why), why).await;
         }
     };
+    let needed = request.needed_role();
+    if role < needed {
+        let why = format!(
+            "operator {operator} has the role {role}, and {} needs the role {needed}; use a certificate of that role (`unasnap pki operator NAME --role {needed}`)",
+            request.name()
+        );
+        return refuse(connection, failed(&why), why).await;
+    }
     let (replies, mut answers) = mpsc::channel(REPLIES);
     let asked = Input::Asked { operator, request, replies };
     inputs.send(asked).await.map_err(|_| STOPPING.to_owned())?;

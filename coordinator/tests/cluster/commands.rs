@@ -48,6 +48,7 @@ fn help_texts() {
         ("help_snapshot", &["snapshot", "--help"]),
         ("help_restore", &["restore", "--help"]),
         ("help_pki_init", &["pki", "init", "--help"]),
+        ("help_pki_operator", &["pki", "operator", "--help"]),
     ] {
         insta::assert_snapshot!(name, cluster.run(arguments).stdout);
     }

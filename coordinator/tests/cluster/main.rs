@@ -9,3 +9,4 @@ mod commands;
 mod courses;
 mod crashes;
 mod support;
+mod trust;

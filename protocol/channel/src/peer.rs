@@ -1,12 +1,13 @@
 //! Who the other end is: the role and the name that its certificate carries.
 //!
-//! The role is one DNS name in the certificate's subject alternative names: `coordinator.unasnap`,
-//! `<host>.host.unasnap` or `<user>.operator.unasnap`.
+//! It is one DNS name in the certificate's subject alternative names: `coordinator.unasnap`,
+//! `<host>.host.unasnap` or `<user>.<role>.operator.unasnap`, where the role is `view`, `operate` or `admin`.
 
 use std::fmt;
 
 use rustls_pki_types::CertificateDer;
 use unasnap_protocol::name::Name;
+use unasnap_protocol::role::Role;
 use webpki::EndEntityCert;
 
 /// DNS name in the certificate of the coordinator.
@@ -21,8 +22,8 @@ pub enum Peer {
     Coordinator,
     /// The agent of this host.
     Host(Name),
-    /// This operator.
-    Operator(Name),
+    /// This operator, who may do this.
+    Operator(Name, Role),
 }
 
 impl Peer {
@@ -32,7 +33,7 @@ impl Peer {
         match self {
             Self::Coordinator => COORDINATOR_NAME.to_owned(),
             Self::Host(name) => format!("{name}{HOST_SUFFIX}"),
-            Self::Operator(name) => format!("{name}{OPERATOR_SUFFIX}"),
+            Self::Operator(name, role) => format!("{name}.{role}{OPERATOR_SUFFIX}"),
         }
     }
 
@@ -51,7 +52,8 @@ impl Peer {
         } else if let Some(host) = text.strip_suffix(HOST_SUFFIX) {
             Name::new(host).ok().map(Self::Host)
         } else {
-            Name::new(text.strip_suffix(OPERATOR_SUFFIX)?).ok().map(Self::Operator)
+            let (name, role) = text.strip_suffix(OPERATOR_SUFFIX)?.split_once('.')?;
+            Some(Self::Operator(Name::new(name).ok()?, role.parse().ok()?))
         }
     }
 }
@@ -61,7 +63,7 @@ impl fmt::Display for Peer {
         match self {
             Self::Coordinator => formatter.write_str("the coordinator"),
             Self::Host(name) => write!(formatter, "host {name}"),
-            Self::Operator(name) => write!(formatter, "operator {name}"),
+            Self::Operator(name, role) => write!(formatter, "operator {name} (role {role})"),
         }
     }
 }

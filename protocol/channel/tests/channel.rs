@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use unasnap_channel::{ChannelError, Connection, Identity, IdentityError, Listener, Peer, connect};
 use unasnap_protocol::frame::{MAX_CONTROL_PAYLOAD, encode};
 use unasnap_protocol::name::Name;
+use unasnap_protocol::role::Role;
 
 struct Authority(Issuer<'static, KeyPair>, String);
 
@@ -215,12 +216,24 @@ fn identities_are_checked_when_they_are_loaded() {
     let authority = authority();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    for names in [&["example.org"][..], &["a.host.unasnap", "b.operator.unasnap"], &["a.b.host.unasnap"]] {
+    let unfit: [&[&str]; 7] = [
+        &["example.org"],
+        &["a.host.unasnap", "b.view.operator.unasnap"],
+        &["a.view.operator.unasnap", "a.admin.operator.unasnap"],
+        &["a.b.host.unasnap"],
+        &["a.operator.unasnap"],
+        &["a.root.operator.unasnap"],
+        &["a.b.admin.operator.unasnap"],
+    ];
+    for names in unfit {
         write(path, &authority, names, 2999);
         assert!(matches!(load(path), Err(IdentityError::NoRole { .. })), "{names:?}");
     }
-    write(path, &authority, &["admin.operator.unasnap"], 2999);
-    assert_eq!(load(path).unwrap().peer(), &Peer::Operator(Name::new("admin").unwrap()));
+    for role in Role::ALL {
+        let peer = Peer::Operator(Name::new("ann").unwrap(), role);
+        write(path, &authority, &[&peer.dns_name()], 2999);
+        assert_eq!(load(path).unwrap().peer(), &peer);
+    }
     std::fs::set_permissions(path.join("key.pem"), PermissionsExt::from_mode(0o640)).unwrap();
     let exposed = load(path).unwrap_err();
     assert!(matches!(exposed, IdentityError::KeyExposed { mode: 0o640, .. }), "{exposed}");
