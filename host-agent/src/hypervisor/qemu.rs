@@ -10,6 +10,7 @@
 //! | `vm` | one living instance: prepare, cut, save, discard |
 //! | `disks`, `ram` | the parts of a cut |
 //! | `guest_ram` | a word of the guest's RAM, read and written in a pause |
+//! | `devices` | were any plugged in or out meanwhile? |
 //! | `tap`, `tool` | network devices; programs of the host |
 //!
 //! QEMU daemonizes: it survives the host agent, whatever ends that, and is adopted by the next one.
@@ -33,6 +34,7 @@ use crate::store::files::remove_if_there;
 use crate::store::manifest::{Accel, Facts, FileRole, RamWay};
 
 mod command;
+mod devices;
 mod disks;
 mod guest_ram;
 mod instance;

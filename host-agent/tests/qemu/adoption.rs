@@ -1,9 +1,23 @@
 //! VMs outlive their host agent, wherever in a cut that ends.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
 use unasnap_host::hypervisor::{Hypervisor, InPause, VmState};
 use unasnap_host::store::Store;
 
-use crate::bench::{name, with_bench};
+use crate::bench::{Bench, name, with_bench};
+
+/// Gives QEMU commands while no agent is there, and waits until each is answered.
+fn behind_the_agents_back(bench: &Bench, commands: &[&str]) {
+    let mut monitor = UnixStream::connect(bench.path().join("state/vms/counter/qmp.sock")).unwrap();
+    let mut lines = BufReader::new(monitor.try_clone().unwrap()).lines().map(Result::unwrap);
+    for command in [&[r#"{"execute":"qmp_capabilities"}"#], commands].concat() {
+        writeln!(monitor, "{command}").unwrap();
+        let answer = lines.find(|line| !line.contains(r#""event""#) && !line.contains(r#""QMP""#)).unwrap();
+        assert!(answer.contains(r#""return""#), "{command}: {answer}");
+    }
+}
 
 #[test]
 fn a_running_vm_is_adopted() {
@@ -95,6 +109,24 @@ fn an_unrecorded_process_is_found() {
             std::fs::write(&path, record.to_string()).unwrap();
             let mut vm = bench.second_driver().await.adopt(&bench.vm).await.unwrap().unwrap();
             assert_eq!(vm.state().await.unwrap(), VmState::Running);
+        })
+    });
+}
+
+/// Such a device would be in the saved state and not in the machine that is to load it.
+#[test]
+fn a_card_that_was_plugged_in_later_is_refused() {
+    with_bench(None, |bench| {
+        Box::pin(async {
+            drop(bench.start().await);
+            let plug = r#"{"execute":"device_add","arguments":{"driver":"virtio-net-pci","id":"late","romfile":""}}"#;
+            behind_the_agents_back(bench, &[plug]);
+            let mut vm = bench.second_driver().await.adopt(&bench.vm).await.unwrap().unwrap();
+            let draft = bench.store.begin(&name("s"), &bench.vm.name).unwrap();
+            let refusal = vm.prepare_cut(draft.folder()).await.unwrap_err().to_string();
+            assert!(refusal.contains("late was plugged in since it was started"), "{refusal}");
+            bench.store.abandon(&draft).unwrap();
+            bench.assert_counting().await;
         })
     });
 }

@@ -12,6 +12,8 @@ use crate::store::manifest::{Accel, Facts};
 pub(super) const BINARY: &str = "qemu-system-x86_64";
 /// Name of the guest's virtio-serial port.
 const GUEST_PORT: &str = "org.unasnap.guest.0";
+/// Id of the device that has this port.
+const SERIAL_BUS: &str = "serial0";
 
 /// How a new process begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,17 @@ pub(super) enum Begin<'a> {
 /// Id of disk `index`'s device; its node of the operator's image has the same name plus `-base`.
 pub(super) fn disk_id(index: usize) -> String {
     format!("disk{index}")
+}
+
+/// Id of network card `index`.
+fn nic_id(index: usize) -> String {
+    format!("nic{index}")
+}
+
+/// Ids of all devices of a VM that have one.
+pub(super) fn device_ids(disks: usize, nics: usize) -> impl Iterator<Item = String> {
+    let serial = std::iter::once(SERIAL_BUS.to_owned());
+    serial.chain((0..disks).map(disk_id)).chain((0..nics).map(nic_id))
 }
 
 /// Arguments common to a VM and to the probe of what QEMU can do with one.
@@ -71,8 +84,8 @@ pub(super) fn arguments(
     add("-sandbox", "on,obsolete=deny,resourcecontrol=deny".to_owned());
     add("-chardev", format!("file,id=console,append=on,path={}", option_value(&folder.console)));
     add("-serial", "chardev:console".to_owned());
-    add("-device", "virtio-serial-pci,id=serial0,max_ports=2".to_owned());
-    add("-device", format!("virtserialport,bus=serial0.0,nr=1,chardev=guest,name={GUEST_PORT}"));
+    add("-device", format!("virtio-serial-pci,id={SERIAL_BUS},max_ports=2"));
+    add("-device", format!("virtserialport,bus={SERIAL_BUS}.0,nr=1,chardev=guest,name={GUEST_PORT}"));
     for (index, chain) in chains.iter().enumerate() {
         for node in blockdevs(index, chain, folder) {
             add("-blockdev", node.to_string());
@@ -82,7 +95,8 @@ pub(super) fn arguments(
     }
     for (index, (nic, tap)) in vm.nics.iter().zip(taps).enumerate() {
         add("-netdev", format!("tap,id=net{index},ifname={tap},script=no,downscript=no,vhost=off"));
-        add("-device", format!("virtio-net-pci,id=nic{index},netdev=net{index},mac={},romfile=", nic.mac));
+        let id = nic_id(index);
+        add("-device", format!("virtio-net-pci,id={id},netdev=net{index},mac={},romfile=", nic.mac));
     }
     if let Some(kernel) = &vm.kernel {
         add("-kernel", kernel.display().to_string());

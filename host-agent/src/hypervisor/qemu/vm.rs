@@ -13,7 +13,7 @@ use super::instance::{Instance, VmFolder};
 use super::process::Process;
 use super::qmp::Qmp;
 use super::ram::{Saving, Taking};
-use super::{disks, ram};
+use super::{devices, disks, ram};
 use crate::store::files;
 use crate::store::manifest::{FileRole, RamWay, Saved, SavedFile};
 
@@ -110,6 +110,8 @@ impl QemuVm {
         if self.ask_state().await? != VmState::Running {
             return Err(self.wrong_state("prepare a cut", "it does not run: resume or restart it"));
         }
+        let (disks, nics) = (self.instance.disks.len(), self.instance.taps.len());
+        devices::check(&self.qmp, self.name.as_str(), disks, nics).await?;
         self.stage = Stage::Prepared(Cut { folder: target.to_owned(), ram: None, saving: None });
         disks::stop_merges(&self.qmp, self.name.as_str()).await?;
         disks::settle(&self.qmp, &mut self.instance.disks, &self.folder).await?;
