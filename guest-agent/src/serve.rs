@@ -7,6 +7,7 @@ use std::{
 };
 
 use log::{info, warn};
+use unasnap_fault_points::{after, before};
 use unasnap_protocol::{
     frame::{Decoder, Frame, MAX_GUEST_PAYLOAD},
     guest::{GuestRequest, ReplyHead},
@@ -76,7 +77,9 @@ fn answer(agent: &mut Agent, port: &mut Port, frame: &Frame) -> io::Result<()> {
         }
     };
     let name = request.name();
+    before("guest", name)?;
     let reply = agent.answer(head, request);
+    after("guest", name)?;
     match port.write(&reply.encode(&ReplyHead { sequence: head.sequence })) {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             warn!("nobody took the reply to {name}; dropped");

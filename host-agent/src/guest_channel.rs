@@ -18,6 +18,7 @@ use unasnap_protocol::guest::{
 };
 
 use crate::clock::unix_ns;
+use crate::fault_point;
 
 /// How long a guest may take to answer; an emulated, busy one needs some milliseconds.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -162,7 +163,7 @@ impl GuestChannel {
         self.sequence += 1;
         let head = RequestHead { sequence: self.sequence, incarnation: self.incarnation };
         let deadline = Instant::now() + ANSWER_LIMIT;
-        let answer = timeout_at(deadline, self.exchange(&request.encode(&head))).await;
+        let answer = timeout_at(deadline, self.exchange_at_points(name, &request.encode(&head))).await;
         let reply = match answer {
             Ok(Ok(reply)) => reply,
             Ok(Err(source)) => {
@@ -180,6 +181,13 @@ impl GuestChannel {
             }
             reply => Ok(reply),
         }
+    }
+
+    async fn exchange_at_points(&mut self, name: &'static str, frame: &[u8]) -> std::io::Result<GuestReply> {
+        fault_point::before("ask", name).await?;
+        let reply = self.exchange(frame).await?;
+        fault_point::after("ask", name).await?;
+        Ok(reply)
     }
 
     async fn exchange(&mut self, frame: &[u8]) -> std::io::Result<GuestReply> {

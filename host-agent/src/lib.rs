@@ -11,6 +11,7 @@
 //! | [`works`] | what a member's jobs do |
 //! | [`member`] | the task around one VM's participant |
 //! | [`link`] | the connection to the coordinator |
+//! | [`fault_point`] | named points at which tests let steps fail or wait |
 //! | [`switches`] | what tests want otherwise |
 //! | [`run`] | all of it together |
 
@@ -18,6 +19,7 @@ pub mod clock;
 pub mod colouring;
 pub mod config;
 pub mod definition;
+pub mod fault_point;
 pub mod guest_channel;
 pub mod hypervisor;
 pub mod link;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
-use unasnap_channel::{Connection, Identity, steady_ns};
+use unasnap_channel::{Connection, Identity, Writer, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{
     Answer, ClockReading, CoordinatorSession, Envelope, Failure, FailureKind, Hello, HostSession, Inventory,
@@ -19,6 +19,7 @@ use unasnap_protocol::name::Name;
 use unasnap_protocol::participant::phase_of;
 
 use crate::config::Config;
+use crate::fault_point;
 use crate::member::Members;
 use crate::store::Store;
 
@@ -63,7 +64,10 @@ impl Link {
     async fn session(&mut self) -> Result<()> {
         let address = self.config.coordinator.clone();
         let mut connection = unasnap_channel::connect(&address, &self.identity).await?;
-        connection.send(&HostSession::Hello(self.hello()).encode(&())).await?;
+        let hello = HostSession::Hello(self.hello());
+        fault_point::before("tell", hello.name()).await?;
+        connection.send(&hello.encode(&())).await?;
+        fault_point::after("tell", hello.name()).await?;
         let first = timeout(WELCOME_LIMIT, connection.recv())
             .await
             .with_context(|| format!("the coordinator at {address} did not answer the hello in 5 s"))??;
@@ -87,30 +91,32 @@ impl Link {
                 frame = reader.recv() => {
                     let Some(frame) = frame? else { bail!("the coordinator closed the connection") };
                     heard = Instant::now();
-                    if let Some(reply) = self.dispatch(&frame)? {
-                        writer.send(&reply).await?;
+                    match self.dispatch(&frame)? {
+                        Some(Reply::Session(message)) => tell(&mut writer, &message).await?,
+                        Some(Reply::Member(envelope, refusal)) => answer(&mut writer, &envelope, &refusal).await?,
+                        None => {}
                     }
                 }
-                Some((envelope, answer)) = self.answers.recv() => writer.send(&answer.encode(&envelope)).await?,
-                _ = tick.tick() => writer.send(&HostSession::Inventory(self.inventory()).encode(&())).await?,
+                Some((envelope, given)) = self.answers.recv() => answer(&mut writer, &envelope, &given).await?,
+                _ = tick.tick() => tell(&mut writer, &HostSession::Inventory(self.inventory())).await?,
                 () = sleep_until(heard + SILENCE_LIMIT) => bail!("the coordinator was silent for 5 s"),
             }
         }
     }
 
-    /// What is to be replied at once, as a frame.
-    fn dispatch(&self, frame: &Frame) -> Result<Option<Vec<u8>>> {
+    /// What is to be replied at once.
+    fn dispatch(&self, frame: &Frame) -> Result<Option<Reply>> {
         let received_ns = steady_ns();
         match ToHost::decode(frame)? {
             ToHost::Session(CoordinatorSession::Goodbye(why)) => bail!("the coordinator said goodbye: {why}"),
             ToHost::Session(CoordinatorSession::Welcome(_)) => Ok(None),
             ToHost::Session(CoordinatorSession::StillHere(asked_ns)) => {
                 let reading = ClockReading { asked_ns, received_ns, answered_ns: steady_ns() };
-                Ok(Some(HostSession::ClockReading(reading).encode(&())))
+                Ok(Some(Reply::Session(HostSession::ClockReading(reading))))
             }
             ToHost::Member(envelope, order) => {
                 let refusal = self.deliver(envelope, order);
-                Ok(refusal.map(|(envelope, refusal)| refusal.encode(&envelope)))
+                Ok(refusal.map(|(envelope, refusal)| Reply::Member(envelope, refusal)))
             }
         }
     }
@@ -176,4 +182,22 @@ impl Link {
         };
         each.filter_map(envelope).map(|envelope| Undecided { envelope, saved: true }).collect()
     }
+}
+
+/// What is said at once.
+enum Reply {
+    Session(HostSession),
+    Member(Envelope, Answer),
+}
+
+async fn tell(writer: &mut Writer, message: &HostSession) -> Result<()> {
+    fault_point::before("tell", message.name()).await?;
+    writer.send(&message.encode(&())).await?;
+    Ok(fault_point::after("tell", message.name()).await?)
+}
+
+async fn answer(writer: &mut Writer, envelope: &Envelope, answer: &Answer) -> Result<()> {
+    fault_point::before("answer", answer.name()).await?;
+    writer.send(&answer.encode(envelope)).await?;
+    Ok(fault_point::after("answer", answer.name()).await?)
 }

@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use unasnap_fault_points::{after, around, before};
 use unasnap_protocol::name::Name;
 
 use self::manifest::{FORMAT, Identity, MANIFEST_FILE, Manifest, ManifestFile, Saved};
@@ -174,7 +175,8 @@ impl Store {
             return Err(StoreError::Exists { path: target });
         }
         remove_folder(&folder)?;
-        fs::create_dir_all(&folder).map_err(StoreError::file("create", &folder))?;
+        around("store", "begin", || fs::create_dir_all(&folder))
+            .map_err(StoreError::file("create", &folder))?;
         Ok(Draft { folder, target })
     }
 
@@ -202,7 +204,8 @@ impl Store {
         let text = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from);
         let text = text.map_err(StoreError::file("write", &path))?;
         files::write_durably(&path, &text).map_err(StoreError::file("write", &path))?;
-        fs::rename(&draft.folder, &draft.target).map_err(StoreError::file("rename", &draft.folder))?;
+        around("store", "name", || fs::rename(&draft.folder, &draft.target))
+            .map_err(StoreError::file("rename", &draft.folder))?;
         let parents = draft.target.ancestors().skip(1).take(2);
         for folder in parents {
             files::sync_folder(folder).map_err(StoreError::file("flush", folder))?;
@@ -215,7 +218,10 @@ impl Store {
     /// # Errors
     /// It cannot be deleted.
     pub fn abandon(&self, draft: &Draft) -> Result<(), StoreError> {
+        let point = |error| StoreError::file("delete", &draft.folder)(error);
+        before("store", "abandon").map_err(point)?;
         remove_folder(&draft.folder)?;
+        after("store", "abandon").map_err(point)?;
         self.remove_if_empty(draft.folder.parent())
     }
 
@@ -231,7 +237,7 @@ impl Store {
             fs::File::create(&path)?.sync_all()?;
             files::sync_folder(&folder)
         };
-        mark().map_err(StoreError::file("write", &path))
+        around("store", "mark", mark).map_err(StoreError::file("write", &path))
     }
 
     /// Was this snapshot marked by [`Store::commit`]?
@@ -264,7 +270,8 @@ impl Store {
     pub fn delete(&self, snapshot: &Name) -> Result<(), StoreError> {
         let folder = self.root.join(snapshot.as_str());
         let mark = folder.join(COMMITTED);
-        files::remove_if_there(&mark).map_err(StoreError::file("delete", &mark))?;
+        around("store", "unmark", || files::remove_if_there(&mark))
+            .map_err(StoreError::file("delete", &mark))?;
         remove_folder(&folder)
     }
 
@@ -274,7 +281,10 @@ impl Store {
     /// It cannot be deleted.
     pub fn delete_vm(&self, snapshot: &Name, vm: &Name) -> Result<(), StoreError> {
         let folder = self.vm_folder(snapshot, vm);
+        let point = |error| StoreError::file("delete", &folder)(error);
+        before("store", "delete").map_err(point)?;
         remove_folder(&folder)?;
+        after("store", "delete").map_err(point)?;
         let Some(parent) = folder.parent().filter(|parent| parent.exists()) else { return Ok(()) };
         if names_in(parent)?.iter().all(|name| name == COMMITTED) {
             return self.delete(snapshot);
@@ -290,7 +300,11 @@ impl Store {
         for snapshot in names_in(&self.root)? {
             let folder = self.root.join(&snapshot);
             for name in names_in(&folder)?.iter().filter(|name| name.ends_with(PARTIAL)) {
-                remove_folder(&folder.join(name))?;
+                let folder = folder.join(name);
+                let point = |error| StoreError::file("delete", &folder)(error);
+                before("store", "collect").map_err(point)?;
+                remove_folder(&folder)?;
+                after("store", "collect").map_err(point)?;
             }
             self.remove_if_empty(Some(&folder))?;
         }

@@ -41,6 +41,9 @@ macro_rules! messages {
             /// Every number of this set, in the order of the table.
             pub const NUMBERS: &'static [u16] = &[$($number),+];
 
+            /// The names of this set, in the order of the table.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($variant)),+];
+
             /// The number that stands in the frame header.
             #[must_use]
             pub fn number(&self) -> u16 {

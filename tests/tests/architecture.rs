@@ -9,19 +9,29 @@ use std::path::{Path, PathBuf};
 const LONGEST_FILE: usize = 500;
 
 /// Folder of each package of ours and the packages of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("protocol", &[]),
     ("protocol/channel", &["unasnap-protocol"]),
+    ("protocol/fault-points", &["unasnap-protocol"]),
     ("guest-ebpf", &[]),
     ("guest-ebpf/loader", &["unasnap-protocol", "unasnap-guest-ebpf"]),
-    ("guest-agent", &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader"]),
-    ("host-agent", &["unasnap-protocol", "unasnap-channel", "unasnap-guest-ebpf", "unasnap-loader"]),
-    ("coordinator", &["unasnap-protocol", "unasnap-channel"]),
+    ("guest-agent", &["unasnap-protocol", "unasnap-fault-points", "unasnap-guest-ebpf", "unasnap-loader"]),
+    (
+        "host-agent",
+        &[
+            "unasnap-protocol",
+            "unasnap-fault-points",
+            "unasnap-channel",
+            "unasnap-guest-ebpf",
+            "unasnap-loader",
+        ],
+    ),
+    ("coordinator", &["unasnap-protocol", "unasnap-fault-points", "unasnap-channel"]),
     (
         "tests/bench",
         &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader", "unasnap-host", "unasnap-tests"],
     ),
-    ("xtask", &["unasnap-tests"]),
+    ("xtask", &["unasnap-tests", "unasnap-fault-points"]),
     ("tests", &["unasnap-protocol", "unasnap-channel"]),
 ];
 

@@ -15,6 +15,7 @@ use std::path::Path;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use unasnap_fault_points::{after, before};
 use unasnap_protocol::control::{Colouring, Envelope};
 use unasnap_protocol::guest::{Epoch, Prefix};
 use unasnap_protocol::name::Name;
@@ -80,6 +81,17 @@ impl Stored {
     /// Is it usable?
     pub fn is_committed(&self) -> bool {
         self.record.state == SnapshotState::Committed
+    }
+
+    /// What writing this record makes durable, as the fault points call it.
+    fn step(&self) -> &'static str {
+        match self.record.state {
+            SnapshotState::Deleting => "deleting",
+            _ if self.closed => "closed",
+            SnapshotState::Open => "taken",
+            SnapshotState::Committed => "committed",
+            SnapshotState::Aborted => "aborted",
+        }
     }
 
     /// VM and host of every member.
@@ -175,7 +187,7 @@ impl Journal {
     pub fn open_snapshot(&mut self, stored: Stored) -> Result<()> {
         let deployment = stored.record.deployment.clone();
         let counters = Counters { last_epoch: stored.record.epoch, ..self.counters(&deployment) };
-        self.write(|write| {
+        self.write("opened", |write| {
             put(write, DEPLOYMENTS, &deployment, &counters)?;
             put(write, SNAPSHOTS, &stored.record.id, &stored)
         })?;
@@ -186,14 +198,14 @@ impl Journal {
 
     /// Replaces a snapshot's record.
     pub fn update_snapshot(&mut self, stored: Stored) -> Result<()> {
-        self.write(|write| put(write, SNAPSHOTS, &stored.record.id, &stored))?;
+        self.write(stored.step(), |write| put(write, SNAPSHOTS, &stored.record.id, &stored))?;
         self.snapshots.insert(stored.record.id.clone(), stored);
         Ok(())
     }
 
     /// Forgets a snapshot.
     pub fn remove_snapshot(&mut self, id: &Name) -> Result<()> {
-        self.write(|write| remove(write, SNAPSHOTS, id))?;
+        self.write("removed", |write| remove(write, SNAPSHOTS, id))?;
         self.snapshots.remove(id);
         Ok(())
     }
@@ -209,7 +221,7 @@ impl Journal {
 
     /// Sets the counters of a deployment.
     pub fn set_counters(&mut self, deployment: &Name, counters: Counters) -> Result<()> {
-        self.write(|write| put(write, DEPLOYMENTS, deployment, &counters))?;
+        self.write("loading", |write| put(write, DEPLOYMENTS, deployment, &counters))?;
         self.deployments.insert(deployment.clone(), counters);
         Ok(())
     }
@@ -219,7 +231,7 @@ impl Journal {
         if self.hosts.get(name) == Some(&host) {
             return Ok(());
         }
-        self.write(|write| put(write, HOSTS, name, &host))?;
+        self.write("host", |write| put(write, HOSTS, name, &host))?;
         self.hosts.insert(name.clone(), host);
         Ok(())
     }
@@ -238,7 +250,7 @@ impl Journal {
             .map(|(name, _)| name.clone())
             .filter(|name| !vms.contains_key(name))
             .collect();
-        self.write(|write| {
+        self.write("vms", |write| {
             gone.iter().try_for_each(|name| remove(write, VMS, name))?;
             vms.iter().try_for_each(|(name, vm)| put(write, VMS, name, vm))
         })?;
@@ -247,14 +259,18 @@ impl Journal {
         Ok(())
     }
 
-    fn write(&self, change: impl FnOnce(&WriteTransaction) -> Result<()>) -> Result<()> {
+    /// `step` is the name of its fault points.
+    fn write(&self, step: &'static str, change: impl FnOnce(&WriteTransaction) -> Result<()>) -> Result<()> {
+        before("journal", step).map_err(store)?;
         let write = self.database.begin_write().map_err(store)?;
         change(&write)?;
-        write.commit().map_err(store)
+        write.commit().map_err(store)?;
+        after("journal", step).map_err(store)
     }
 }
 
 fn begin_term(database: &Database) -> Result<u64> {
+    before("journal", "term").map_err(store)?;
     let write = database.begin_write().map_err(store)?;
     let term = {
         let mut meta = write.open_table(META).map_err(store)?;
@@ -271,6 +287,7 @@ fn begin_term(database: &Database) -> Result<u64> {
         term
     };
     write.commit().map_err(store)?;
+    after("journal", "term").map_err(store)?;
     Ok(term)
 }
 

@@ -1,9 +1,11 @@
 //! Who is connected and what each host says: lives as long as the coordinator, nothing is durable.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
+use unasnap_fault_points::around;
 use unasnap_protocol::control::{CoordinatorSession, Envelope, Inventory, Order, VmReport};
 use unasnap_protocol::coordinator::clock::{HostClock, Reading};
 use unasnap_protocol::name::Name;
@@ -98,15 +100,16 @@ impl Registry {
 
     /// Sends an order; `false` if the host is not connected or does not read.
     pub fn order(&self, host: &Name, envelope: &Envelope, order: &Order) -> bool {
-        self.send(host, order.encode(envelope))
+        around("order", order.name(), || self.send(host, order.encode(envelope))).is_ok()
     }
 
     /// Says something about the session; `false` as above.
     pub fn say(&self, host: &Name, message: &CoordinatorSession) -> bool {
-        self.send(host, message.encode(&()))
+        around("say", message.name(), || self.send(host, message.encode(&()))).is_ok()
     }
 
-    fn send(&self, host: &Name, frame: Vec<u8>) -> bool {
-        self.hosts.get(host).is_some_and(|host| host.outbox.try_send(frame).is_ok())
+    fn send(&self, host: &Name, frame: Vec<u8>) -> io::Result<()> {
+        let taken = self.hosts.get(host).is_some_and(|host| host.outbox.try_send(frame).is_ok());
+        if taken { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
+use unasnap_fault_points::{after, before};
 use unasnap_guest_ebpf::{Late, StateWord};
 use unasnap_loader::{
     Installation, Pins, Side, Site, attach,
@@ -142,17 +143,25 @@ impl TapPrograms for Installation {
     }
 
     fn set_members(&mut self, members: &SetMembers) -> Result<()> {
-        Self::set_members(self, members)
+        before("word", "members")?;
+        Self::set_members(self, members)?;
+        Ok(after("word", "members")?)
     }
 
     fn set_word(&mut self, word: StateWord) -> Result<()> {
-        Self::set_word(self, word)
+        before("word", "set")?;
+        Self::set_word(self, word)?;
+        Ok(after("word", "set")?)
     }
 
     fn change(
         &mut self,
         transition: &dyn Fn(StateWord) -> Result<StateWord, Late>,
     ) -> Result<StateWord, Late> {
-        self.maps().word.change(transition)
+        let late = |_| Late { found: self.maps().word.load() };
+        before("word", "change").map_err(late)?;
+        let changed = self.maps().word.change(transition)?;
+        after("word", "change").map_err(late)?;
+        Ok(changed)
     }
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 
+use unasnap_fault_points::around;
 use unasnap_guest_ebpf::{Late, StateWord};
 use unasnap_protocol::guest::{Epoch, Located};
 
@@ -92,7 +93,7 @@ impl MemoryWord {
     pub fn flip(&self, epoch: Epoch) -> Result<(), MemoryError> {
         let next = self.read()?.flip(epoch, epoch + 1);
         let next = next.map_err(|Late { found }| MemoryError::Word(found))?;
-        let written = self.ram.write(self.at, &next.bits().to_le_bytes());
+        let written = around("word", "poke", || self.ram.write(self.at, &next.bits().to_le_bytes()));
         written.map_err(|source| MemoryError::Ram { at: self.at, source })?;
         if self.read()? == next { Ok(()) } else { Err(MemoryError::Lost(self.at)) }
     }

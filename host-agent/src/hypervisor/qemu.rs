@@ -30,6 +30,7 @@ use self::qmp::Qmp;
 use self::vm::QemuVm;
 use super::{Hypervisor, HypervisorError, Pending, SavedVm, Vm};
 use crate::definition::VmDefinition;
+use crate::fault_point;
 use crate::store::files::remove_if_there;
 use crate::store::manifest::{Accel, Facts, FileRole, RamWay};
 
@@ -200,7 +201,11 @@ impl Qemu {
                 remove_if_there(stale).map_err(HypervisorError::file("delete", stale))?;
             }
             instance.write(&folder)?;
+            let point = HypervisorError::file("start QEMU in", &folder.root);
+            fault_point::before("qemu", "spawn").await.map_err(point)?;
             let process = spawn(vm, &folder, &arguments).await?;
+            let point = HypervisorError::file("start QEMU in", &folder.root);
+            fault_point::after("qemu", "spawn").await.map_err(point)?;
             instance.process = Some(process);
             instance.write(&folder)?;
             Qmp::connect(vm.name.as_str(), &folder.qmp, &folder.log).await
@@ -228,6 +233,8 @@ impl Qemu {
     async fn destroy_vm(&self, vm: &Name) -> Result<(), HypervisorError> {
         let folder = self.folder(vm);
         let Some(instance) = Instance::read(&folder)? else { return Ok(()) };
+        let point = |error| HypervisorError::file("kill QEMU in", &folder.root)(error);
+        fault_point::before("qemu", "kill").await.map_err(point)?;
         if let Some(process) = instance.living(&folder) {
             process.kill(KILL_PATIENCE).await.map_err(|error| match error.kind() {
                 std::io::ErrorKind::TimedOut => HypervisorError::TimedOut {
@@ -238,6 +245,7 @@ impl Qemu {
                 _ => HypervisorError::file("kill the process of", &folder.pid_file)(error),
             })?;
         }
+        fault_point::after("qemu", "kill").await.map_err(point)?;
         tap::remove_all(&instance.taps).await?;
         for leftover in [&folder.qmp, &folder.guest, &folder.pid_file] {
             remove_if_there(leftover).map_err(HypervisorError::file("delete", leftover))?;

@@ -4,12 +4,22 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use unasnap_fault_points::{after, around, before};
+
 /// Flushes a folder: names made, changed or removed in it survive a crash of the host.
 ///
 /// # Errors
 /// What the file system says.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    sync(folder)
+}
+
+/// Flushes a file or folder.
+///
+/// # Errors
+/// What the file system says.
+pub fn sync(path: &Path) -> io::Result<()> {
+    around("file", "sync", || File::open(path)?.sync_all())
 }
 
 /// Replaces `path` with `content`: a reader, also one after a crash, sees the old text or the new one.
@@ -22,7 +32,13 @@ pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     temporary.push(".new");
     let temporary = Path::new(&temporary);
     let mut file = File::create(temporary)?;
-    let written = file.write_all(content).and_then(|()| file.sync_all());
+    let mut write = || {
+        before("file", "write")?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        after("file", "write")
+    };
+    let written = write();
     if let Err(error) = written.and_then(|()| fs::rename(temporary, path)) {
         remove_if_there(temporary)?;
         return Err(error);
@@ -35,10 +51,10 @@ pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
 /// # Errors
 /// What the file system says.
 pub fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
+    around("file", "remove", || match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
-    }
+    })
 }
 
 /// Makes `to` the same file as `from`, or a copy of it where that cannot be (another file system).
@@ -46,10 +62,10 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
 /// # Errors
 /// What the file system says.
 pub fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::hard_link(from, to) {
+    around("file", "link", || match fs::hard_link(from, to) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => fs::copy(from, to).map(drop),
         other => other,
-    }
+    })
 }
 
 /// BLAKE3 of a file's content, 64 hex digits.
@@ -57,7 +73,9 @@ pub fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// What the file system says.
 pub fn digest(path: &Path) -> io::Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
-    Ok(hasher.finalize().to_hex().to_string())
+    around("file", "digest", || {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(path)?)?;
+        Ok(hasher.finalize().to_hex().to_string())
+    })
 }

@@ -19,6 +19,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::HypervisorError;
+use crate::fault_point;
 
 /// Longest line that is accepted, bytes; `query-qmp-schema`, which nobody asks for, is the only longer answer.
 const MAX_LINE_BYTES: u64 = 1 << 20;
@@ -166,6 +167,11 @@ impl Qmp {
         commands: Vec<Command>,
         descriptor: Option<OwnedFd>,
     ) -> Vec<oneshot::Receiver<Answer>> {
+        for (command, _) in &commands {
+            if let Err(error) = fault_point::before("qmp", command).await {
+                return commands.iter().map(|_| refused(&error)).collect();
+            }
+        }
         let (answers, receivers) = commands.iter().map(|_| oneshot::channel()).unzip();
         // If nobody takes it, the answers' senders are dropped, and that is what the receivers tell.
         let _ = self.requests.send(Request { commands, descriptor, answers }).await;
@@ -180,7 +186,14 @@ impl Qmp {
         let Some(answer) = answer else { return Err(self.gone(command)) };
         let vm = || self.vm.clone();
         match tokio::time::timeout(PATIENCE, answer).await {
-            Ok(Ok((instant, Ok(value)))) => Ok((instant, value)),
+            Ok(Ok((instant, Ok(value)))) => match fault_point::after("qmp", command).await {
+                Ok(()) => Ok((instant, value)),
+                Err(error) => Err(HypervisorError::Refused {
+                    vm: vm(),
+                    command: command.to_owned(),
+                    reason: error.to_string(),
+                }),
+            },
             Ok(Ok((_, Err(refusal)))) => {
                 Err(HypervisorError::Refused { vm: vm(), command: command.to_owned(), reason: refusal.desc })
             }
@@ -202,6 +215,14 @@ impl Qmp {
         let value = self.execute(command, json!({})).await?;
         Ok(value[field].as_str().unwrap_or_default().to_owned())
     }
+}
+
+/// The answer to a command that a test does not want to be carried out.
+fn refused(error: &io::Error) -> oneshot::Receiver<Answer> {
+    let (sender, receiver) = oneshot::channel();
+    // The other end is still in our hands.
+    let _ = sender.send((Instant::now(), Err(Refusal { desc: error.to_string() })));
+    receiver
 }
 
 /// Owns the socket until either end is gone; then every waiting command learns it by its dropped sender.

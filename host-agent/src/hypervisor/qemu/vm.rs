@@ -396,8 +396,8 @@ async fn ended(saving: &mut Saving, folder: &Path) -> Result<(), HypervisorError
 /// Flushes a file or folder, on a thread of its own.
 async fn sync(path: &Path) -> Result<(), HypervisorError> {
     let owned = path.to_owned();
-    let work = move || std::fs::File::open(owned)?.sync_all();
-    let result = tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other);
+    let result =
+        tokio::task::spawn_blocking(move || files::sync(&owned)).await.map_err(std::io::Error::other);
     result.and_then(|synced| synced).map_err(HypervisorError::file("flush", path))
 }
 

@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use unasnap_fault_points::around;
+
 use super::stream::{Block, PAGE_BYTES, Pages};
 
 /// Pages that follow each other are written together up to this many bytes.
@@ -73,7 +75,7 @@ impl Image {
         if self.run.is_empty() {
             return Ok(());
         }
-        self.file.write_all_at(&self.run, self.run_at)?;
+        around("file", "ram", || self.file.write_all_at(&self.run, self.run_at))?;
         self.since_writeback += self.run.len() as u64;
         self.run.clear();
         if self.since_writeback >= WRITEBACK_BYTES {

@@ -1,0 +1,148 @@
+//! The table of all fault points.
+
+use unasnap_protocol::control::{Answer, CoordinatorSession, HostSession, Order};
+use unasnap_protocol::guest::GuestRequest;
+
+/// Who reaches a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// `unasnap coordinator`.
+    Coordinator,
+    /// `unasnap-host`.
+    Host,
+    /// `unasnap-guest`.
+    Guest,
+}
+
+/// Steps of one kind; each has a point before it and one after it.
+#[derive(Debug, Clone, Copy)]
+pub struct Group {
+    /// First part of the points' names.
+    pub name: &'static str,
+    /// Who takes these steps.
+    pub program: Program,
+    /// What they are.
+    pub what: &'static str,
+    /// Second part of the points' names.
+    pub steps: &'static [&'static str],
+}
+
+/// All of them.
+pub const GROUPS: &[Group] = &[
+    Group {
+        name: "journal",
+        program: Program::Coordinator,
+        what: "a write to the journal, by what it makes durable",
+        steps: &[
+            "term",
+            "host",
+            "vms",
+            "opened",
+            "taken",
+            "committed",
+            "aborted",
+            "closed",
+            "loading",
+            "deleting",
+            "removed",
+        ],
+    },
+    Group {
+        name: "order",
+        program: Program::Coordinator,
+        what: "an order to one member handed to its host's connection",
+        steps: Order::NAMES,
+    },
+    Group {
+        name: "say",
+        program: Program::Coordinator,
+        what: "a message about the session to a host",
+        steps: CoordinatorSession::NAMES,
+    },
+    Group {
+        name: "tell",
+        program: Program::Host,
+        what: "a message about the session to the coordinator",
+        steps: HostSession::NAMES,
+    },
+    Group {
+        name: "answer",
+        program: Program::Host,
+        what: "a member's answer to the coordinator",
+        steps: Answer::NAMES,
+    },
+    Group {
+        name: "ask",
+        program: Program::Host,
+        what: "a request to a guest agent, with its reply",
+        steps: GuestRequest::NAMES,
+    },
+    Group {
+        name: "qmp",
+        program: Program::Host,
+        what: "a command to QEMU, with its answer",
+        steps: &[
+            "qmp_capabilities",
+            "query-status",
+            "query-block",
+            "query-block-jobs",
+            "query-named-block-nodes",
+            "query-migrate",
+            "query-version",
+            "query-machines",
+            "migrate-set-capabilities",
+            "migrate-set-parameters",
+            "migrate",
+            "migrate_cancel",
+            "migrate-incoming",
+            "add-fd",
+            "remove-fd",
+            "getfd",
+            "blockdev-add",
+            "blockdev-del",
+            "block-stream",
+            "block-job-cancel",
+            "stop",
+            "transaction",
+            "xen-save-devices-state",
+            "cont",
+        ],
+    },
+    Group { name: "qemu", program: Program::Host, what: "a QEMU made or ended", steps: &["spawn", "kill"] },
+    Group {
+        name: "tool",
+        program: Program::Host,
+        what: "a program of the host run to its end",
+        steps: &["ip", "qemu-img"],
+    },
+    Group {
+        name: "store",
+        program: Program::Host,
+        what: "a step of the store of local snapshots",
+        steps: &["begin", "name", "mark", "unmark", "delete", "abandon", "collect"],
+    },
+    Group {
+        name: "file",
+        program: Program::Host,
+        what: "a step with one file, of the store or of the driver",
+        steps: &["write", "sync", "remove", "link", "digest", "ram"],
+    },
+    Group {
+        name: "word",
+        program: Program::Host,
+        what: "a change of what a VM's programs go by: on its taps, or (`poke`) in its RAM",
+        steps: &["members", "set", "change", "poke"],
+    },
+    Group {
+        name: "guest",
+        program: Program::Guest,
+        what: "a request carried out by the guest agent; `after` is before its reply",
+        steps: GuestRequest::NAMES,
+    },
+];
+
+/// Is there such a step?
+#[must_use]
+pub fn is_listed(group: &str, step: &str) -> bool {
+    GROUPS.iter().any(|known| known.name == group && known.steps.contains(&step))
+}
