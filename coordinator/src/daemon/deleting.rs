@@ -93,15 +93,22 @@ impl Owner {
         }
         let mut stored = stored.clone();
         stored.undeleted.retain(|vm| *vm != envelope.vm);
-        self.journal.update_snapshot(stored)?;
-        self.forget_if_deleted(&envelope.snapshot)
+        if stored.undeleted.is_empty() {
+            return self.forget(&envelope.snapshot);
+        }
+        self.journal.update_snapshot(stored)
     }
 
     fn forget_if_deleted(&mut self, id: &Name) -> Result<()> {
-        if self.journal.snapshots().get(id).is_some_and(|stored| stored.undeleted.is_empty()) {
-            self.journal.remove_snapshot(id)?;
-            self.answer_deletion(id);
+        match self.journal.snapshots().get(id) {
+            Some(stored) if stored.undeleted.is_empty() => self.forget(id),
+            _ => Ok(()),
         }
+    }
+
+    fn forget(&mut self, id: &Name) -> Result<()> {
+        self.journal.remove_snapshot(id)?;
+        self.answer_deletion(id);
         Ok(())
     }
 

@@ -8,5 +8,6 @@ mod clocks;
 mod commands;
 mod courses;
 mod crashes;
+mod fault_points;
 mod support;
 mod trust;

@@ -92,11 +92,22 @@ impl Cluster {
 
     /// Starts the coordinator and waits until it answers.
     pub fn start_daemon(&mut self) {
+        self.spawn_daemon("");
+        wait_until("the coordinator answers", || self.run(&["status"]).code == 0);
+    }
+
+    /// Starts the coordinator with this fault point.
+    pub fn spawn_daemon(&mut self, fault_point: &str) {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let mut command = Command::new(UNASNAP);
         command.args(["coordinator", "--config", "coordinator.toml"]).current_dir(self.folder.path());
+        command.env("UNASNAP_TEST_FAULT_POINT", fault_point);
         self.daemon = Some(command.stderr(log).stdin(Stdio::null()).spawn().unwrap());
-        wait_until("the coordinator answers", || self.run(&["status"]).code == 0);
+    }
+
+    /// Has the coordinator ended by itself?
+    pub fn has_died(&mut self) -> bool {
+        self.daemon.as_mut().unwrap().try_wait().unwrap().is_some()
     }
 
     /// As a crash would end it.
