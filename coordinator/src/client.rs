@@ -20,7 +20,7 @@ pub struct Exchange {
 impl Exchange {
     /// Connects and asks.
     pub async fn begin(config: &ClientConfig, request: &Request) -> Result<Self> {
-        let identity = config.tls.identity()?;
+        let identity = config.identity()?;
         let mut connection = connect(&config.coordinator, &identity).await?;
         connection.send(&request.encode(&())).await?;
         Ok(Self { connection, address: config.coordinator.clone() })

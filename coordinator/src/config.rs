@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use unasnap_channel::{Identity, Peer};
+use unasnap_channel::{Identity, Peer, TlsFiles, Trust};
 
 use crate::failure::{CliError, Result};
 
@@ -23,7 +23,7 @@ pub struct CoordinatorConfig {
     /// Folder of the journal; created when missing.
     pub state_dir: PathBuf,
     /// Who this program is.
-    pub tls: Tls,
+    pub tls: TlsFiles,
 }
 
 /// `client.toml`.
@@ -33,19 +33,7 @@ pub struct ClientConfig {
     /// `host:port` of the coordinator.
     pub coordinator: String,
     /// Who this operator is.
-    pub tls: Tls,
-}
-
-/// Files that `unasnap pki` wrote.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tls {
-    /// The cluster's CA.
-    pub ca: PathBuf,
-    /// Our certificate.
-    pub cert: PathBuf,
-    /// Our key; readable by its owner only.
-    pub key: PathBuf,
+    pub tls: TlsFiles,
 }
 
 impl CoordinatorConfig {
@@ -59,10 +47,10 @@ impl CoordinatorConfig {
     }
 
     /// Certificate and key, checked to be the coordinator's.
-    pub fn identity(&self) -> Result<Identity> {
-        let identity = self.tls.identity()?;
-        match identity.peer() {
-            Peer::Coordinator => Ok(identity),
+    pub fn trust(&self) -> Result<Trust> {
+        let trust = Trust::follow(self.tls.clone()).map_err(unusable)?;
+        match trust.identity().peer() {
+            Peer::Coordinator => Ok(trust),
             other => Err(CliError::usage(format!(
                 "{} belongs to {other}, not to the coordinator; set tls.cert and tls.key to coordinator.pem and coordinator.key",
                 self.tls.cert.display()
@@ -78,19 +66,15 @@ impl ClientConfig {
         config.tls.resolve(folder_of(path));
         Ok(config)
     }
-}
 
-impl Tls {
     /// Certificate and key.
     pub fn identity(&self) -> Result<Identity> {
-        Identity::load(&self.ca, &self.cert, &self.key).map_err(|error| CliError::usage(error.to_string()))
+        Identity::load(&self.tls).map_err(unusable)
     }
+}
 
-    fn resolve(&mut self, folder: &Path) {
-        for path in [&mut self.ca, &mut self.cert, &mut self.key] {
-            *path = folder.join(&*path);
-        }
-    }
+fn unusable(error: impl std::fmt::Display) -> CliError {
+    CliError::usage(error.to_string())
 }
 
 fn folder_of(path: &Path) -> &Path {

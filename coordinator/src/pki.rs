@@ -3,6 +3,8 @@
 //! The CA's certificate is wholly decided by its key and the constants here, so that a host can be
 //! added later from `ca.key` alone.
 
+mod revocation;
+
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,6 +19,7 @@ use unasnap_protocol::name::Name;
 use unasnap_protocol::role::Role;
 
 use crate::failure::{CliError, Result};
+pub use revocation::revoke;
 
 /// How long certificates are valid; the cluster is closed, and a CA that is no longer trusted is replaced whole.
 const VALID_YEARS: i32 = 10;
@@ -26,9 +29,13 @@ const CA_NAME: &str = "unasnap cluster CA";
 pub fn init(dir: &Path, hosts: &[Name], operator: &Name) -> Result<Vec<PathBuf>> {
     let ca_key = new_key()?;
     let ca = ca_params()?.self_signed(&ca_key).map_err(internal)?;
-    let issuer = Issuer::new(ca_params()?, &ca_key);
-    let mut files =
-        vec![(dir.join("ca.pem"), ca.pem(), 0o644), (dir.join("ca.key"), ca_key.serialize_pem(), 0o600)];
+    let secret = ca_key.serialize_pem();
+    let issuer = Issuer::new(ca_params()?, ca_key);
+    let mut files = vec![
+        (dir.join("ca.pem"), ca.pem(), 0o644),
+        (dir.join("ca.key"), secret, 0o600),
+        (dir.join(revocation::LIST), revocation::empty_list(&issuer)?, 0o644),
+    ];
     files.extend(pair(dir, "coordinator", &Peer::Coordinator, &issuer)?);
     for host in hosts {
         files.extend(pair(dir, &format!("host-{host}"), &Peer::Host(host.clone()), &issuer)?);
@@ -84,18 +91,19 @@ fn ca_params() -> Result<CertificateParams> {
 fn params(dns_names: Vec<String>, common_name: &str) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(dns_names).map_err(internal)?;
     params.distinguished_name.push(DnType::CommonName, common_name);
-    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
-    // Valid from yesterday on: the clocks of a cluster differ.
-    let first = today.yesterday().unwrap_or(today);
-    let day = |year: i32| {
-        let month = u8::try_from(first.month()).unwrap_or(1);
-        // The 29th of February has no tenth birthday.
-        let day = u8::try_from(first.day().min(28)).unwrap_or(1);
-        rcgen::date_time_ymd(year, month, day)
-    };
-    params.not_before = day(i32::from(first.year()));
-    params.not_after = day(i32::from(first.year()) + VALID_YEARS);
+    params.not_before = day(0);
+    params.not_after = day(VALID_YEARS);
     Ok(params)
+}
+
+/// Midnight of yesterday, for the clocks of a cluster differ, so many years later.
+fn day(years: i32) -> time::OffsetDateTime {
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let first = today.yesterday().unwrap_or(today);
+    let month = u8::try_from(first.month()).unwrap_or(1);
+    // The 29th of February has no tenth birthday.
+    let day = u8::try_from(first.day().min(28)).unwrap_or(1);
+    rcgen::date_time_ymd(i32::from(first.year()) + years, month, day)
 }
 
 fn pair(
@@ -118,6 +126,13 @@ fn pair(
         (dir.join(format!("{stem}.pem")), certificate.pem(), 0o644),
         (dir.join(format!("{stem}.key")), key.serialize_pem(), 0o600),
     ])
+}
+
+/// Puts a new file in the place of an old one, so that whoever reads it sees one or the other.
+fn replace(path: &Path, content: &str) -> Result<()> {
+    let new = path.with_extension("new");
+    let written = fs::write(&new, content).and_then(|()| fs::rename(&new, path));
+    written.map_err(|error| CliError::internal(format!("cannot write {}: {error}", path.display())))
 }
 
 /// All or nothing as far as existing files go: none is ever overwritten.

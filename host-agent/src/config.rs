@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use unasnap_channel::TlsFiles;
 use unasnap_protocol::name::Name;
 
 use crate::hypervisor::qemu::QemuConfig;
@@ -21,25 +22,13 @@ pub struct Config {
     /// Folder of VM definitions, one TOML file each.
     pub vm_dir: PathBuf,
     /// Certificates.
-    pub tls: Tls,
+    pub tls: TlsFiles,
     /// How QEMU is used.
     #[serde(default)]
     pub qemu: QemuConfig,
     /// MiB that snapshots leave free on their file system.
     #[serde(default = "default_reserve")]
     pub reserve_mb: u64,
-}
-
-/// Paths of the certificates of this host.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tls {
-    /// The cluster's CA.
-    pub ca: PathBuf,
-    /// This host's certificate.
-    pub cert: PathBuf,
-    /// Its private key; readable by its owner only.
-    pub key: PathBuf,
 }
 
 fn default_reserve() -> u64 {
@@ -57,10 +46,11 @@ impl Config {
         let mut config: Self = toml::from_str(&text)
             .with_context(|| format!("the configuration {} is wrong", path.display()))?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        let Tls { ca, cert, key } = &mut config.tls;
-        for entry in [&mut config.state_dir, &mut config.vm_dir, ca, cert, key] {
+        let folder = std::path::absolute(folder)?;
+        for entry in [&mut config.state_dir, &mut config.vm_dir] {
             *entry = std::path::absolute(folder.join(&*entry))?;
         }
+        config.tls.resolve(&folder);
         if !config.vm_dir.is_dir() {
             bail!(
                 "vm_dir {} is not a folder: create it and put one TOML file per VM in it",

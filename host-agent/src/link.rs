@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
-use unasnap_channel::{Connection, Identity, Writer, steady_ns};
+use unasnap_channel::{Connection, Trust, Writer, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{
     Answer, ClockReading, CoordinatorSession, Envelope, Failure, FailureKind, Hello, HostSession, Inventory,
@@ -34,8 +34,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 pub struct Link {
     /// Of this host.
     pub config: Config,
-    /// Who we are to the coordinator.
-    pub identity: Identity,
+    /// Who we are to the coordinator, and whether it still is the coordinator.
+    pub trust: Trust,
     /// To whom orders go.
     pub members: Members,
     /// Where undecided snapshots lie.
@@ -63,7 +63,7 @@ impl Link {
 
     async fn session(&mut self) -> Result<()> {
         let address = self.config.coordinator.clone();
-        let mut connection = unasnap_channel::connect(&address, &self.identity).await?;
+        let mut connection = unasnap_channel::connect(&address, &self.trust.identity()).await?;
         let hello = HostSession::Hello(self.hello());
         fault_point::before("tell", hello.name()).await?;
         connection.send(&hello.encode(&())).await?;
@@ -83,6 +83,9 @@ impl Link {
     }
 
     async fn serve(&mut self, connection: Connection) -> Result<()> {
+        let (trust, shown) = (self.trust.clone(), connection.certificate().clone());
+        let distrust = trust.lost(&shown);
+        tokio::pin!(distrust);
         let (mut reader, mut writer) = connection.split();
         let mut tick = interval(Duration::from_secs(1));
         let mut heard = Instant::now();
@@ -99,6 +102,7 @@ impl Link {
                 }
                 Some((envelope, given)) = self.answers.recv() => answer(&mut writer, &envelope, &given).await?,
                 _ = tick.tick() => tell(&mut writer, &HostSession::Inventory(self.inventory())).await?,
+                error = &mut distrust => bail!("the coordinator is not trusted any more: {error}"),
                 () = sleep_until(heard + SILENCE_LIMIT) => bail!("the coordinator was silent for 5 s"),
             }
         }

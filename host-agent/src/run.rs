@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use unasnap_channel::{Identity, Peer};
+use unasnap_channel::{Peer, Trust};
 use unasnap_protocol::name::Name;
 
 use crate::colouring::host::{KernelTaps, Taps};
@@ -25,8 +25,8 @@ use crate::works::{Origin, Works};
 /// # Errors
 /// Configuration, certificates, QEMU or the state folder are not usable.
 pub async fn run(config: Config) -> Result<()> {
-    let identity = Identity::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
-    if *identity.peer() != Peer::Host(config.name.clone()) {
+    let trust = Trust::follow(config.tls.clone())?;
+    if *trust.identity().peer() != Peer::Host(config.name.clone()) {
         anyhow::bail!(
             "{} is not the certificate of host {}: issue one with `unasnap pki add-host {}`",
             config.tls.cert.display(),
@@ -62,7 +62,7 @@ pub async fn run(config: Config) -> Result<()> {
         works.take_charge(found).await;
         members.insert(name, member::start(Arc::new(works), answer_sender.clone()).await);
     }
-    let link = Link { config, identity, members, store, answers };
+    let link = Link { config, trust, members, store, answers };
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be waited for")?;
     tokio::select! {
         () = link.run() => {}

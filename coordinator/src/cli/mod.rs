@@ -122,6 +122,14 @@ enum Pki {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// Take a certificate back: write it into the list that all programs read
+    Revoke {
+        /// The certificate, as in its file name (e.g. host-alpha), or the path of its file
+        name: String,
+        /// Folder that `pki init` wrote
+        #[arg(long)]
+        dir: PathBuf,
+    },
 }
 
 /// Carries out what was typed.
@@ -131,6 +139,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Pki(Pki::Init { dir, hosts, operator }) => pki::init(&dir, &hosts, &operator, json),
         Command::Pki(Pki::AddHost { host, dir }) => pki::add_host(&dir, &host, json),
         Command::Pki(Pki::Operator { name, role, dir }) => pki::add_operator(&dir, &name, role, json),
+        Command::Pki(Pki::Revoke { name, dir }) => pki::revoke(&dir, &name, json),
         Command::Coordinator => {
             let path = config.unwrap_or_else(|| COORDINATOR_PATH.into());
             runtime(true)?.block_on(daemon::run(&CoordinatorConfig::load(&path)?))

@@ -38,6 +38,16 @@ pub fn add_operator(dir: &Path, name: &Name, role: Role, json: bool) -> Result<(
     report(pki::add_operator(dir, name, role)?, json)
 }
 
+/// `pki revoke`.
+pub fn revoke(dir: &Path, name: &str, json: bool) -> Result<()> {
+    let (files, peer) = pki::revoke(dir, name)?;
+    report(files, json)?;
+    eprintln!(
+        "revoked the certificate of {peer}; copy crl.pem to every machine, running programs read it within a second"
+    );
+    Ok(())
+}
+
 /// Labels of DNS names do not end in a dash, names of unasnap may.
 fn check(name: &Name) -> Result<()> {
     if name.as_str().ends_with('-') {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
-use unasnap_channel::{Arrival, Connection, Listener, Peer, Reader, Writer, steady_ns};
+use unasnap_channel::{Arrival, Connection, Listener, Peer, Reader, Trust, Writer, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{CoordinatorSession, FromHost, Hello, HostSession, MAX_VMS_PER_HOST};
 use unasnap_protocol::frame::{Frame, MAX_CONTROL_PAYLOAD};
@@ -73,16 +73,17 @@ pub enum Input {
 pub type Inputs = mpsc::Sender<Input>;
 
 /// Accepts connections for ever.
-pub async fn accept(listener: Listener, inputs: Inputs) {
+pub async fn accept(listener: Listener, trust: Trust, inputs: Inputs) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let links = Arc::new(AtomicU64::new(0));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok(arrival) => {
-                let (inputs, link) = (inputs.clone(), links.fetch_add(1, Ordering::Relaxed));
+                let (trust, inputs) = (trust.clone(), inputs.clone());
+                let link = links.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(async move {
-                    serve(arrival, link, inputs).await;
+                    serve(arrival, link, trust, inputs).await;
                     drop(place);
                 });
             }
@@ -95,16 +96,18 @@ pub async fn accept(listener: Listener, inputs: Inputs) {
     }
 }
 
-async fn serve(arrival: Arrival, link: LinkId, inputs: Inputs) {
+async fn serve(arrival: Arrival, link: LinkId, trust: Trust, inputs: Inputs) {
     let address = arrival.address();
     let connection = match arrival.handshake().await {
         Ok(connection) => connection,
         Err(error) => return tracing::warn!("refused a connection from {address}: {error}"),
     };
-    let peer = connection.peer().clone();
+    let (peer, shown) = (connection.peer().clone(), connection.certificate().clone());
+    let distrust = async { format!("it is not trusted any more: {}", trust.lost(&shown).await) };
+    tokio::pin!(distrust);
     let ended = match peer.clone() {
-        Peer::Host(host) => serve_host(connection, host, link, inputs).await,
-        Peer::Operator(operator, role) => serve_operator(connection, operator, role, inputs).await,
+        Peer::Host(host) => serve_host(connection, host, link, distrust, inputs).await,
+        Peer::Operator(operator, role) => serve_operator(connection, operator, role, distrust, inputs).await,
         Peer::Coordinator => {
             let why = "this certificate is the coordinator's own; hosts and operators have theirs";
             refuse(connection, goodbye(why), why.to_owned()).await
@@ -146,6 +149,7 @@ async fn serve_host(
     mut connection: Connection,
     host: Name,
     link: LinkId,
+    distrust: impl Future<Output = String>,
     inputs: Inputs,
 ) -> Result<(), String> {
     let frame = match first_frame(&mut connection).await {
@@ -168,8 +172,14 @@ async fn serve_host(
     let hello = Input::HostHello { link, hello: Box::new(hello), outbox };
     inputs.send(hello).await.map_err(|_| STOPPING.to_owned())?;
     let mut writing = tokio::spawn(write_all(writer, frames));
+    let said = async {
+        tokio::select! {
+            why = listen(&mut reader, &host, link, &inputs) => why,
+            why = distrust => why,
+        }
+    };
     let why = tokio::select! {
-        why = listen(&mut reader, &host, link, &inputs) => {
+        why = said => {
             if let Some(outbox) = last_words.upgrade() {
                 // A full outbox means that nobody reads it.
                 let _ = outbox.try_send(goodbye(&why));
@@ -254,6 +264,7 @@ async fn serve_operator(
     mut connection: Connection,
     operator: Name,
     role: Role,
+    mut distrust: impl Future<Output = String> + Unpin,
     inputs: Inputs,
 ) -> Result<(), String> {
     let frame = match first_frame(&mut connection).await {
@@ -289,6 +300,12 @@ async fn serve_operator(
             reply = answers.recv() => reply,
             // An operator asks once and then only listens.
             _ = reader.recv() => return Ok(()),
+            why = &mut distrust => {
+                // It may not listen; the log says why it was refused.
+                let _ = writer.send(&goodbye(&why)).await;
+                writer.close().await;
+                return Err(why);
+            }
         };
         let Some(reply) = reply else { break };
         let frame = sendable(&reply);

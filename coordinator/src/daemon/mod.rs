@@ -56,14 +56,14 @@ pub async fn run(config: &CoordinatorConfig) -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
-    let identity = config.identity()?;
+    let trust = config.trust()?;
     let folder = config.state_dir.display();
     fs::create_dir_all(&config.state_dir).map_err(|error| {
         CliError::usage(format!("cannot make state_dir {folder}: {error}; check its permissions"))
     })?;
     let journal = Journal::open(&config.state_dir.join("journal.redb"))
         .map_err(|error| CliError::internal(error.to_string()))?;
-    let listener = Listener::bind(config.listen, &identity).map_err(|error| {
+    let listener = Listener::bind(config.listen, trust.clone()).map_err(|error| {
         CliError::usage(format!(
             "cannot listen on {}: {error}; choose another `listen`, or stop the coordinator that runs already",
             config.listen
@@ -71,7 +71,7 @@ pub async fn run(config: &CoordinatorConfig) -> Result<()> {
     })?;
     tracing::info!(term = journal.term(), "listening on {}", config.listen);
     let (inputs, incoming) = mpsc::channel(INPUTS);
-    let accepting = tokio::spawn(connections::accept(listener, inputs));
+    let accepting = tokio::spawn(connections::accept(listener, trust, inputs));
     let stop = async {
         let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
         let (Ok(mut terminate), Ok(mut interrupt)) = signals else { return std::future::pending().await };

@@ -9,7 +9,7 @@ use unasnap_protocol::frame::{Decoder, Frame, MAX_CONTROL_PAYLOAD};
 
 use crate::FRAME_LIMIT;
 use crate::error::ChannelError;
-use crate::peer::Peer;
+use crate::peer::{Peer, PeerCertificate};
 
 /// Bytes asked of the socket at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -17,7 +17,7 @@ const READ_BYTES: usize = 16 * 1024;
 /// An authenticated connection; both ends know who the other is.
 #[derive(Debug)]
 pub struct Connection {
-    peer: Peer,
+    certificate: PeerCertificate,
     reader: Reader,
     writer: Writer,
 }
@@ -25,16 +25,22 @@ pub struct Connection {
 impl Connection {
     pub(crate) fn new(stream: TlsStream<TcpStream>) -> Result<Self, ChannelError> {
         let chain = stream.get_ref().1.peer_certificates();
-        let peer = chain.and_then(<[_]>::first).and_then(Peer::of).ok_or(ChannelError::NoRole)?;
+        let certificate = chain.and_then(PeerCertificate::new).ok_or(ChannelError::NoRole)?;
         let (read, write) = tokio::io::split(stream);
         let reader = Reader { half: read, decoder: Decoder::strict(MAX_CONTROL_PAYLOAD), begun: None };
-        Ok(Self { peer, reader, writer: Writer { half: write } })
+        Ok(Self { certificate, reader, writer: Writer { half: write } })
     }
 
     /// Who the other end is.
     #[must_use]
     pub fn peer(&self) -> &Peer {
-        &self.peer
+        &self.certificate.peer
+    }
+
+    /// What the other end showed.
+    #[must_use]
+    pub fn certificate(&self) -> &PeerCertificate {
+        &self.certificate
     }
 
     /// See [`Writer::send`].

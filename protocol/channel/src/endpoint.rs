@@ -4,7 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::time::timeout;
@@ -13,8 +12,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use crate::HANDSHAKE_LIMIT;
 use crate::connection::Connection;
 use crate::error::ChannelError;
-use crate::identity::Identity;
-use crate::peer::COORDINATOR_NAME;
+use crate::identity::{Identity, coordinator_name};
+use crate::trust::Trust;
 
 /// Connections that the kernel keeps before they are accepted.
 const BACKLOG: u32 = 256;
@@ -34,8 +33,7 @@ pub async fn connect(address: &str, identity: &Identity) -> Result<Connection, C
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(unreachable)?;
-    let name = ServerName::try_from(COORDINATOR_NAME).expect("a constant that is a valid DNS name");
-    let handshake = TlsConnector::from(identity.client.clone()).connect(name, stream);
+    let handshake = TlsConnector::from(identity.client.clone()).connect(coordinator_name(), stream);
     let stream = timeout(HANDSHAKE_LIMIT, handshake).await.map_err(|_| ChannelError::HandshakeTimedOut)??;
     Connection::new(TlsStream::Client(stream))
 }
@@ -61,19 +59,19 @@ fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
 /// Where the coordinator listens.
 pub struct Listener {
     socket: TcpListener,
-    acceptor: TlsAcceptor,
+    trust: Trust,
 }
 
 impl Listener {
-    /// Listens on `address`, as this identity.
+    /// Listens on `address`, as the identity that `trust` has at each connection.
     ///
     /// # Errors
     /// What the system says, e.g. that the address is in use.
-    pub fn bind(address: SocketAddr, identity: &Identity) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, trust: Trust) -> io::Result<Self> {
         let socket = socket(address)?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { socket: socket.listen(BACKLOG)?, acceptor: TlsAcceptor::from(identity.server.clone()) })
+        Ok(Self { socket: socket.listen(BACKLOG)?, trust })
     }
 
     /// Where it listens; tells the port when 0 was asked for.
@@ -91,7 +89,7 @@ impl Listener {
     pub async fn accept(&self) -> io::Result<Arrival> {
         let (stream, address) = self.socket.accept().await?;
         stream.set_nodelay(true)?;
-        Ok(Arrival { stream, address, acceptor: self.acceptor.clone() })
+        Ok(Arrival { stream, address, acceptor: TlsAcceptor::from(self.trust.identity().server) })
     }
 }
 

@@ -41,6 +41,11 @@ pub enum ChannelError {
         "the peer's certificate has expired or is not valid yet; issue a new one, and check the clocks of both machines"
     )]
     Expired,
+    /// The CA has taken the peer's certificate back.
+    #[error(
+        "the peer's certificate has been revoked; if that was a mistake, issue a new one with `unasnap pki`"
+    )]
+    Revoked,
     /// The peer is not the coordinator.
     #[error(
         "the peer's certificate is not the coordinator's; check the address, and give coordinator.pem only to the coordinator"
@@ -82,6 +87,7 @@ impl ChannelError {
             self,
             Self::ForeignCa
                 | Self::Expired
+                | Self::Revoked
                 | Self::NotCoordinator
                 | Self::NoCertificate
                 | Self::NoRole
@@ -123,12 +129,13 @@ fn from_tls(error: &rustls::Error) -> Option<ChannelError> {
 fn from_certificate(error: &CertificateError) -> Option<ChannelError> {
     use CertificateError::{
         BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,
-        NotValidYetContext, UnknownIssuer,
+        NotValidYetContext, Revoked, UnknownIssuer,
     };
     Some(match error {
         // All CAs of `unasnap pki init` are called alike: a foreign one shows by its signature.
         UnknownIssuer | BadSignature => ChannelError::ForeignCa,
         Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. } => ChannelError::Expired,
+        Revoked => ChannelError::Revoked,
         NotValidForName | NotValidForNameContext { .. } => ChannelError::NotCoordinator,
         _ => return None,
     })
@@ -140,6 +147,7 @@ fn is_about_certificates(alert: AlertDescription) -> bool {
         AlertDescription::UnknownCA
             | AlertDescription::BadCertificate
             | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
             | AlertDescription::CertificateRequired
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnsupportedCertificate

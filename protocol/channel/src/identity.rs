@@ -6,23 +6,59 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::ring;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
+use serde::Deserialize;
+use webpki::EndEntityCert;
 
-use crate::peer::Peer;
+use crate::error::ChannelError;
+use crate::peer::{COORDINATOR_NAME, Peer, PeerCertificate};
 
 /// Largest PEM file that is read, bytes.
 const MAX_PEM_BYTES: u64 = 1 << 20;
 
-/// Certificate, key and CA, checked against each other and ready for use in both directions.
+/// The files of an identity, as `unasnap pki` wrote them and as configurations name them under `[tls]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// The cluster's CA.
+    pub ca: PathBuf,
+    /// Our certificate.
+    pub cert: PathBuf,
+    /// Our private key; readable by its owner only.
+    pub key: PathBuf,
+    /// The CA's list of revoked certificates.
+    pub crl: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// Makes relative paths relative to `folder`.
+    pub fn resolve(&mut self, folder: &Path) {
+        for path in [&mut self.ca, &mut self.cert, &mut self.key].into_iter().chain(&mut self.crl) {
+            *path = folder.join(&*path);
+        }
+    }
+
+    /// All that are named.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&self.ca, &self.cert, &self.key].into_iter().chain(&self.crl).map(PathBuf::as_path)
+    }
+}
+
+/// Certificate, key, CA and its list of revoked certificates, checked against each other and ready for use in both
+/// directions.
 #[derive(Debug, Clone)]
 pub struct Identity {
     peer: Peer,
     pub(crate) client: Arc<ClientConfig>,
     pub(crate) server: Arc<ServerConfig>,
+    verifiers: Verifiers,
 }
 
 /// Why files do not make an [`Identity`].
@@ -72,29 +108,60 @@ pub enum IdentityError {
         /// What does not fit.
         source: Box<rustls::Error>,
     },
+    /// Our own certificate stands in the list of revoked ones.
+    #[error("{path} has been revoked; issue a new one with `unasnap pki`")]
+    Revoked {
+        /// The certificate's file.
+        path: PathBuf,
+    },
+    /// The list of revoked certificates is none of this CA.
+    #[error(
+        "{path} is not a list of revoked certificates of our CA ({source}); copy the crl.pem that `unasnap pki` wrote"
+    )]
+    BadCrl {
+        /// The list's file.
+        path: PathBuf,
+        /// What does not fit.
+        source: Box<rustls::Error>,
+    },
 }
 
 impl Identity {
-    /// Reads the three PEM files.
+    /// Reads the PEM files.
     ///
     /// # Errors
-    /// [`IdentityError`] names the file and says what to do. A key that others may read is refused.
-    pub fn load(ca: &Path, cert: &Path, key: &Path) -> Result<Self, IdentityError> {
-        let authorities = certificates(ca)?;
-        let chain = certificates(cert)?;
-        let secret = private_key(key)?;
+    /// [`IdentityError`] names the file and says what to do. A key that others may read is refused, and so is a list
+    /// of revoked certificates that another CA signed.
+    pub fn load(files: &TlsFiles) -> Result<Self, IdentityError> {
+        let authorities = certificates(&files.ca)?;
+        let chain = certificates(&files.cert)?;
+        let secret = private_key(&files.key)?;
+        let revoked = files.crl.as_deref().map(revocations).transpose()?;
         let peer = chain
             .first()
             .and_then(Peer::of)
-            .ok_or_else(|| IdentityError::NoRole { path: cert.to_owned() })?;
-        let (client, server) =
-            configs(authorities, chain, secret).map_err(|source| IdentityError::Mismatch {
-                cert: cert.to_owned(),
-                key: key.to_owned(),
-                ca: ca.to_owned(),
-                source: Box::new(source),
-            })?;
-        Ok(Self { peer, client: Arc::new(client), server: Arc::new(server) })
+            .ok_or_else(|| IdentityError::NoRole { path: files.cert.clone() })?;
+        let mismatch = |source| IdentityError::Mismatch {
+            cert: files.cert.clone(),
+            key: files.key.clone(),
+            ca: files.ca.clone(),
+            source: Box::new(source),
+        };
+        let verifiers = Verifiers::new(authorities, revoked).map_err(mismatch)?;
+        if let Some(path) = &files.crl {
+            let own = PeerCertificate { peer: peer.clone(), chain: chain.clone() };
+            check_revocation(&verifiers, &own, files, path)?;
+        }
+        let (client, server) = configs(&verifiers, chain, secret).map_err(mismatch)?;
+        Ok(Self { peer, client: Arc::new(client), server: Arc::new(server), verifiers })
+    }
+
+    /// Would a handshake with this peer succeed now?
+    ///
+    /// # Errors
+    /// As the handshake's: expired, revoked, of another CA.
+    pub fn trusts(&self, shown: &PeerCertificate) -> Result<(), ChannelError> {
+        self.verifiers.verify(shown).map_err(|error| io::Error::other(error).into())
     }
 
     /// The role that our own certificate states.
@@ -102,6 +169,19 @@ impl Identity {
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
+}
+
+/// Whose the certificate in this file is, and its serial number.
+///
+/// # Errors
+/// There is none, or it names no role of the cluster.
+pub fn issued(path: &Path) -> Result<(Peer, Vec<u8>), IdentityError> {
+    let chain = certificates(path)?;
+    let first = chain.first().and_then(|first| {
+        let serial = EndEntityCert::try_from(first).ok()?.serial().to_vec();
+        Some((Peer::of(first)?, serial))
+    });
+    first.ok_or_else(|| IdentityError::NoRole { path: path.to_owned() })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
@@ -136,27 +216,104 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {
         .map_err(|_| IdentityError::NotPem { path: path.to_owned(), wanted: "private key" })
 }
 
+/// The list or lists in a PEM file.
+fn revocations(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, IdentityError> {
+    let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&read(path)?).collect();
+    found.ok().filter(|lists| !lists.is_empty()).ok_or_else(|| IdentityError::NotPem {
+        path: path.to_owned(),
+        wanted: "list of revoked certificates",
+    })
+}
+
+/// Our own certificate must pass a list that we believe. What else may be wrong with it the peer will say.
+fn check_revocation(
+    verifiers: &Verifiers,
+    own: &PeerCertificate,
+    files: &TlsFiles,
+    crl: &Path,
+) -> Result<(), IdentityError> {
+    match verifiers.verify(own) {
+        Err(rustls::Error::InvalidCertificate(CertificateError::Revoked)) => {
+            Err(IdentityError::Revoked { path: files.cert.clone() })
+        }
+        Err(
+            source @ (rustls::Error::InvalidCertRevocationList(_)
+            | rustls::Error::InvalidCertificate(CertificateError::UnknownRevocationStatus)),
+        ) => Err(IdentityError::BadCrl { path: crl.to_owned(), source: Box::new(source) }),
+        _ => Ok(()),
+    }
+}
+
+/// Who judges certificates: the coordinator's, and those of hosts and operators.
+#[derive(Debug, Clone)]
+struct Verifiers {
+    of_coordinator: Arc<WebPkiServerVerifier>,
+    of_clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl Verifiers {
+    fn new(
+        authorities: Vec<CertificateDer<'static>>,
+        revoked: Option<Vec<CertificateRevocationListDer<'static>>>,
+    ) -> Result<Self, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        for authority in authorities {
+            roots.add(authority)?;
+        }
+        let (roots, provider) = (Arc::new(roots), Arc::new(ring::default_provider()));
+        let unusable =
+            |error: rustls::client::VerifierBuilderError| rustls::Error::General(error.to_string());
+        let revoked = revoked.unwrap_or_default();
+        let of_coordinator =
+            WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+                .with_crls(revoked.clone())
+                .build()
+                .map_err(unusable)?;
+        let of_clients = WebPkiClientVerifier::builder_with_provider(roots, provider)
+            .with_crls(revoked)
+            .build()
+            .map_err(unusable)?;
+        Ok(Self { of_coordinator, of_clients })
+    }
+
+    fn verify(&self, shown: &PeerCertificate) -> Result<(), rustls::Error> {
+        let Some((first, rest)) = shown.chain.split_first() else {
+            return Err(rustls::Error::NoCertificatesPresented);
+        };
+        let now = UnixTime::now();
+        match shown.peer {
+            Peer::Coordinator => {
+                self.of_coordinator.verify_server_cert(first, rest, &coordinator_name(), &[], now).map(drop)
+            }
+            Peer::Host(_) | Peer::Operator(..) => {
+                self.of_clients.verify_client_cert(first, rest, now).map(drop)
+            }
+        }
+    }
+}
+
+/// Whom everybody else connects to.
+pub(crate) fn coordinator_name() -> ServerName<'static> {
+    ServerName::try_from(COORDINATOR_NAME).expect("a constant that is a valid DNS name")
+}
+
+/// Sessions are never resumed: a resumed one does not show its certificate again, so it would outlive that.
 fn configs(
-    authorities: Vec<CertificateDer<'static>>,
+    verifiers: &Verifiers,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<(ClientConfig, ServerConfig), rustls::Error> {
     let provider = Arc::new(ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    for authority in authorities {
-        roots.add(authority)?;
-    }
-    let roots = Arc::new(roots);
-    let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(Arc::clone(&roots))
+        .with_webpki_verifier(Arc::clone(&verifiers.of_coordinator))
         .with_client_auth_cert(chain.clone(), key.clone_key())?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
-        .build()
-        .map_err(|error| rustls::Error::General(error.to_string()))?;
-    let server = ServerConfig::builder_with_provider(provider)
+    client.resumption = Resumption::disabled();
+    let mut server = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::clone(&verifiers.of_clients))
         .with_single_cert(chain, key)?;
+    server.session_storage = Arc::new(NoServerSessionStorage {});
+    server.send_tls13_tickets = 0;
     Ok((client, server))
 }

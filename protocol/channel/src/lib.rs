@@ -10,6 +10,7 @@
 //! | [`identity`] | certificate, key and CA of this program, from files |
 //! | [`peer`] | who the other end is, from its certificate |
 //! | [`connection`] | frames in both directions |
+//! | [`trust`] | an identity that follows its files, and ends connections of peers that lose it |
 //! | [`endpoint`] | how connections come to be |
 //! | [`mod@clock`] | the clock that both ends report by |
 //! | [`error`] | why there is no connection any more, and what to do |
@@ -20,13 +21,15 @@ pub mod endpoint;
 pub mod error;
 pub mod identity;
 pub mod peer;
+pub mod trust;
 
 pub use clock::steady_ns;
 pub use connection::{Connection, Reader, Writer};
 pub use endpoint::{Arrival, Listener, connect};
 pub use error::ChannelError;
-pub use identity::{Identity, IdentityError};
-pub use peer::Peer;
+pub use identity::{Identity, IdentityError, TlsFiles};
+pub use peer::{Peer, PeerCertificate};
+pub use trust::Trust;
 
 use std::time::Duration;
 

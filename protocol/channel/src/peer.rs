@@ -15,6 +15,23 @@ pub const COORDINATOR_NAME: &str = "coordinator.unasnap";
 const HOST_SUFFIX: &str = ".host.unasnap";
 const OPERATOR_SUFFIX: &str = ".operator.unasnap";
 
+/// Who the other end is, and what it showed for that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerCertificate {
+    pub(crate) peer: Peer,
+    /// Its certificate comes first.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+}
+
+impl PeerCertificate {
+    /// Of a chain; `None` unless its first certificate states one role.
+    #[must_use]
+    pub(crate) fn new(chain: &[CertificateDer<'_>]) -> Option<Self> {
+        let peer = Peer::of(chain.first()?)?;
+        Some(Self { peer, chain: chain.iter().map(|one| one.clone().into_owned()).collect() })
+    }
+}
+
 /// A role in the cluster, as a certificate of the cluster's CA states it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {

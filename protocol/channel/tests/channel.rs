@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::io::AsyncWriteExt;
-use unasnap_channel::{ChannelError, Connection, Identity, IdentityError, Listener, Peer, connect};
+use unasnap_channel::{ChannelError, Connection, Identity, IdentityError, Listener, Peer, TlsFiles, connect};
 use unasnap_protocol::frame::{MAX_CONTROL_PAYLOAD, encode};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::role::Role;
@@ -39,8 +39,15 @@ fn write(folder: &Path, authority: &Authority, names: &[&str], last_year: i32) {
     std::fs::set_permissions(folder.join("key.pem"), PermissionsExt::from_mode(0o600)).unwrap();
 }
 
+fn files(folder: &Path, crl: Option<&str>) -> TlsFiles {
+    let crl = crl.map(Into::into);
+    let mut files = TlsFiles { ca: "ca.pem".into(), cert: "cert.pem".into(), key: "key.pem".into(), crl };
+    files.resolve(folder);
+    files
+}
+
 fn load(folder: &Path) -> Result<Identity, IdentityError> {
-    Identity::load(&folder.join("ca.pem"), &folder.join("cert.pem"), &folder.join("key.pem"))
+    Identity::load(&files(folder, None))
 }
 
 fn identity(authority: &Authority, names: &[&str], last_year: i32) -> Identity {
@@ -50,7 +57,7 @@ fn identity(authority: &Authority, names: &[&str], last_year: i32) -> Identity {
 }
 
 fn listen(identity: &Identity) -> (Listener, String) {
-    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), identity).unwrap();
+    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), identity.clone().into()).unwrap();
     let address = listener.local_addr().unwrap().to_string();
     (listener, address)
 }

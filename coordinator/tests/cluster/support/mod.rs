@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use unasnap_channel::Identity;
+use unasnap_channel::{Identity, TlsFiles};
 
 /// Clusters at one time: each is a handful of processes with limits of seconds, on machines that may have two cores.
 const MAX_CLUSTERS: usize = 4;
@@ -64,8 +64,10 @@ impl Cluster {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut cluster = Self { folder, port, daemon: None, _place: place };
         assert_eq!(cluster.run(&["pki", "init", "--dir", "pki", "--host", "h1", "h2"]).code, 0);
-        let coordinator =
-            format!("listen = \"127.0.0.1:{port}\"\nstate_dir = \"state\"\n{}", tls("coordinator"));
+        let coordinator = format!(
+            "listen = \"127.0.0.1:{port}\"\nstate_dir = \"state\"\n{}crl = \"pki/crl.pem\"\n",
+            tls("coordinator")
+        );
         fs::write(cluster.path("coordinator.toml"), coordinator).unwrap();
         cluster.use_certificate("operator");
         cluster.start_daemon();
@@ -175,9 +177,14 @@ pub fn finish(child: Child) -> Ended {
 }
 
 pub fn identity(folder: &Path, stem: &str) -> Identity {
-    let file = |name: String| folder.join(name);
-    Identity::load(&file("ca.pem".into()), &file(format!("{stem}.pem")), &file(format!("{stem}.key")))
-        .unwrap()
+    let mut files = TlsFiles {
+        ca: "ca.pem".into(),
+        cert: format!("{stem}.pem").into(),
+        key: format!("{stem}.key").into(),
+        crl: None,
+    };
+    files.resolve(folder);
+    Identity::load(&files).unwrap()
 }
 
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
