@@ -2,12 +2,11 @@
 //! They decide nothing but who may speak at all.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
-use unasnap_channel::{Arrival, Connection, Listener, Peer, Reader, Trust, Writer, steady_ns};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, timeout};
+use unasnap_channel::{Connection, Peer, Reader, Trust, Writer, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{CoordinatorSession, FromHost, Hello, HostSession, MAX_VMS_PER_HOST};
 use unasnap_protocol::frame::{Frame, MAX_CONTROL_PAYLOAD};
@@ -15,14 +14,19 @@ use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{FIRST_NUMBER, Reply, Request, RequestError, RequestErrorKind};
 use unasnap_protocol::role::Role;
 
-use super::registry::{LinkId, OUTBOX_FRAMES, Outbox};
+use super::outbox::{Outbox, Waiting, outbox};
+use super::registry::LinkId;
 
-/// Connections at one time, handshakes included.
-const MAX_CONNECTIONS: usize = 1024;
 /// For the first message after the handshake.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// Silence after which a host counts as lost.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes that one host may have said and the owner not yet heard.
+const MAX_UNHEARD: usize = 4 << 20;
+/// What even a short message counts for.
+const LEAST_UNHEARD: usize = 32 << 10;
+/// Inventories in between are left out: each may have to be written to the disk. A host sends one a second.
+const INVENTORY_EVERY: Duration = Duration::from_millis(200);
 /// Replies that may wait for a slow operator; more progress is dropped.
 const REPLIES: usize = 4096;
 const STOPPING: &str = "the coordinator is stopping";
@@ -48,6 +52,8 @@ pub enum Input {
         message: Box<FromHost>,
         /// When, by the clock of the channel.
         heard_ns: u64,
+        /// Its share of what the host may have unheard.
+        share: OwnedSemaphorePermit,
     },
     /// A host's connection has ended.
     HostGone {
@@ -72,36 +78,8 @@ pub enum Input {
 /// Where inputs go.
 pub type Inputs = mpsc::Sender<Input>;
 
-/// Accepts connections for ever.
-pub async fn accept(listener: Listener, trust: Trust, inputs: Inputs) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let links = Arc::new(AtomicU64::new(0));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok(arrival) => {
-                let (trust, inputs) = (trust.clone(), inputs.clone());
-                let link = links.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(async move {
-                    serve(arrival, link, trust, inputs).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!("cannot accept a connection: {error}");
-                // Out of descriptors, most likely: others must end first.
-                sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn serve(arrival: Arrival, link: LinkId, trust: Trust, inputs: Inputs) {
-    let address = arrival.address();
-    let connection = match arrival.handshake().await {
-        Ok(connection) => connection,
-        Err(error) => return tracing::warn!("refused a connection from {address}: {error}"),
-    };
+/// Serves a known peer until its connection ends.
+pub async fn serve(connection: Connection, link: LinkId, trust: Trust, inputs: Inputs) {
     let (peer, shown) = (connection.peer().clone(), connection.certificate().clone());
     let distrust = async { format!("it is not trusted any more: {}", trust.lost(&shown).await) };
     tokio::pin!(distrust);
@@ -114,8 +92,14 @@ async fn serve(arrival: Arrival, link: LinkId, trust: Trust, inputs: Inputs) {
         }
     };
     if let Err(why) = ended {
-        tracing::warn!("ended the connection of {peer} from {address}: {why}");
+        tracing::warn!("ended the connection of {peer}: {why}");
     }
+}
+
+/// Tells a peer why it is not served.
+pub async fn send_away(connection: Connection, why: String) {
+    tracing::warn!("{why}");
+    let _ = refuse(connection, goodbye(&why), why).await;
 }
 
 async fn refuse(mut connection: Connection, frame: Vec<u8>, why: String) -> Result<(), String> {
@@ -166,7 +150,7 @@ async fn serve_host(
         Err(why) => return refuse(connection, goodbye(&why), why).await,
     };
     let (mut reader, writer) = connection.split();
-    let (outbox, frames) = mpsc::channel(OUTBOX_FRAMES);
+    let (outbox, frames) = outbox();
     // The owner holds the only sender for good: when it drops that, the connection ends.
     let last_words = outbox.downgrade();
     let hello = Input::HostHello { link, hello: Box::new(hello), outbox };
@@ -180,10 +164,8 @@ async fn serve_host(
     };
     let why = tokio::select! {
         why = said => {
-            if let Some(outbox) = last_words.upgrade() {
-                // A full outbox means that nobody reads it.
-                let _ = outbox.try_send(goodbye(&why));
-            }
+            // A full outbox means that nobody reads it.
+            last_words.try_send(goodbye(&why));
             why
         }
         _ = &mut writing => "it took no more, or a new connection replaced it".to_owned(),
@@ -228,6 +210,8 @@ fn read_hello(frame: &Frame, host: &Name) -> Result<Hello, String> {
 
 /// Hands on what a host says, until it ends; returns why.
 async fn listen(reader: &mut Reader, host: &Name, link: LinkId, inputs: &Inputs) -> String {
+    let unheard = Arc::new(Semaphore::new(MAX_UNHEARD));
+    let mut inventory_due = Instant::now();
     loop {
         let frame = match timeout(SILENCE_LIMIT, reader.recv()).await {
             Err(_) => return format!("it was silent for {} s", SILENCE_LIMIT.as_secs()),
@@ -240,7 +224,17 @@ async fn listen(reader: &mut Reader, host: &Name, link: LinkId, inputs: &Inputs)
             Ok(message) => Box::new(message),
             Err(error) => return error.to_string(),
         };
-        let said = Input::HostSaid { link, host: host.clone(), message, heard_ns };
+        if matches!(*message, FromHost::Session(HostSession::Inventory(_))) {
+            if Instant::now() < inventory_due {
+                continue;
+            }
+            inventory_due = Instant::now() + INVENTORY_EVERY;
+        }
+        let counts = u32::try_from(frame.payload.len().clamp(LEAST_UNHEARD, MAX_UNHEARD)).unwrap_or(u32::MAX);
+        let Ok(share) = Arc::clone(&unheard).acquire_many_owned(counts).await else {
+            return STOPPING.to_owned();
+        };
+        let said = Input::HostSaid { link, host: host.clone(), message, heard_ns, share };
         if inputs.send(said).await.is_err() {
             return STOPPING.to_owned();
         }
@@ -249,13 +243,11 @@ async fn listen(reader: &mut Reader, host: &Name, link: LinkId, inputs: &Inputs)
 
 /// Writes until nobody sends any more or the peer does not take it. What waits goes out in one piece: orders to many
 /// members of a host reach it together.
-async fn write_all(mut writer: Writer, mut frames: mpsc::Receiver<Vec<u8>>) {
-    let mut waiting = Vec::new();
-    while frames.recv_many(&mut waiting, OUTBOX_FRAMES).await > 0 {
-        if writer.send(&waiting.concat()).await.is_err() {
+async fn write_all(mut writer: Writer, mut frames: Waiting) {
+    while let Some(bytes) = frames.next().await {
+        if writer.send(&bytes).await.is_err() {
             return;
         }
-        waiting.clear();
     }
     writer.close().await;
 }

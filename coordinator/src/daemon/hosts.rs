@@ -10,8 +10,9 @@ use unasnap_protocol::control::{
 use unasnap_protocol::name::Name;
 
 use super::journal::{KnownHost, KnownVm, Result};
+use super::outbox::Outbox;
 use super::owner::Owner;
-use super::registry::{LinkId, Outbox};
+use super::registry::LinkId;
 
 impl Owner {
     /// A host is there (again): a second connection replaces the first.

@@ -10,6 +10,8 @@
 //!
 //! | module | what is in it |
 //! |---|---|
+//! | `admission` | how many may be connected, before and after they are known |
+//! | `outbox` | what waits for a host |
 //! | `connections` | frames to inputs and back; who may speak |
 //! | `owner` | the state, the one `select!`, the clock |
 //! | `hosts` | hosts come, report and go |
@@ -22,11 +24,13 @@
 //! | `journal` | what outlives the coordinator |
 //! | `registry` | who is connected |
 
+mod admission;
 mod clocks;
 mod connections;
 mod deleting;
 mod hosts;
 mod journal;
+mod outbox;
 mod owner;
 mod planning;
 mod registry;
@@ -71,7 +75,7 @@ pub async fn run(config: &CoordinatorConfig) -> Result<()> {
     })?;
     tracing::info!(term = journal.term(), "listening on {}", config.listen);
     let (inputs, incoming) = mpsc::channel(INPUTS);
-    let accepting = tokio::spawn(connections::accept(listener, trust, inputs));
+    let accepting = tokio::spawn(admission::accept(listener, trust, inputs));
     let stop = async {
         let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
         let (Ok(mut terminate), Ok(mut interrupt)) = signals else { return std::future::pending().await };

@@ -82,18 +82,12 @@ impl Owner {
                 tracing::warn!("lost host {host}: {why}");
                 self.lose_host(&host)
             }
-            Input::HostSaid { link, host, message, heard_ns } if self.registry.is_current(&host, link) => {
-                match *message {
-                    FromHost::Session(HostSession::Inventory(inventory)) => {
-                        self.on_inventory(&host, inventory)
-                    }
-                    FromHost::Session(HostSession::ClockReading(reading)) => {
-                        self.on_clock_reading(&host, reading, heard_ns);
-                        Ok(())
-                    }
-                    FromHost::Session(HostSession::Hello(_)) => Ok(()),
-                    FromHost::Member(envelope, answer) => self.on_answer(&host, &envelope, answer),
-                }
+            Input::HostSaid { link, host, message, heard_ns, share }
+                if self.registry.is_current(&host, link) =>
+            {
+                let applied = self.on_message(&host, *message, heard_ns);
+                drop(share);
+                applied
             }
             // What a replaced connection still says.
             Input::HostGone { .. } | Input::HostSaid { .. } => Ok(()),
@@ -101,6 +95,18 @@ impl Owner {
                 tracing::info!("operator {operator} asks: {request:?}");
                 self.on_request(request, replies)
             }
+        }
+    }
+
+    fn on_message(&mut self, host: &Name, message: FromHost, heard_ns: u64) -> Result<()> {
+        match message {
+            FromHost::Session(HostSession::Inventory(inventory)) => self.on_inventory(host, inventory),
+            FromHost::Session(HostSession::ClockReading(reading)) => {
+                self.on_clock_reading(host, reading, heard_ns);
+                Ok(())
+            }
+            FromHost::Session(HostSession::Hello(_)) => Ok(()),
+            FromHost::Member(envelope, answer) => self.on_answer(host, &envelope, answer),
         }
     }
 

@@ -4,20 +4,15 @@ use std::collections::BTreeMap;
 use std::io;
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
 use unasnap_fault_points::around;
 use unasnap_protocol::control::{CoordinatorSession, Envelope, Inventory, Order, VmReport};
 use unasnap_protocol::coordinator::clock::{HostClock, Reading};
 use unasnap_protocol::name::Name;
 
-/// Frames that may wait for a slow host before it counts as lost.
-pub const OUTBOX_FRAMES: usize = 1024;
+use super::outbox::Outbox;
 
 /// Number of a connection, so that what an old one still says is not taken for the new one's words.
 pub type LinkId = u64;
-
-/// Where frames to a host go; dropping it closes the connection.
-pub type Outbox = mpsc::Sender<Vec<u8>>;
 
 /// A host whose agent is connected.
 pub struct ConnectedHost {
@@ -109,7 +104,7 @@ impl Registry {
     }
 
     fn send(&self, host: &Name, frame: Vec<u8>) -> io::Result<()> {
-        let taken = self.hosts.get(host).is_some_and(|host| host.outbox.try_send(frame).is_ok());
+        let taken = self.hosts.get(host).is_some_and(|host| host.outbox.try_send(frame));
         if taken { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
     }
 }

@@ -9,5 +9,6 @@ mod commands;
 mod courses;
 mod crashes;
 mod fault_points;
+mod limits;
 mod support;
 mod trust;
