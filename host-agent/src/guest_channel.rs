@@ -3,6 +3,10 @@
 //! Every wait is bounded. A request that was given up may still be answered later: its sequence tells
 //! that the answer is not the one waited for. Sequences begin at the clock's nanoseconds, so that the
 //! answer to a request of an earlier host agent is not mistaken either.
+//!
+//! A guest may be hostile. It can answer wrongly, late or not at all, and that costs its own VM the snapshot; what it
+//! costs the host is bounded: [`ANSWER_LIMIT`] per request, [`MAX_ANSWER_BYTES`] to read and to search for frames in, and
+//! [`MAX_WORDS`] characters of its words.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 use unasnap_protocol::control::{Failure, FailureKind, Phase};
-use unasnap_protocol::frame::{Decoder, MAX_GUEST_PAYLOAD};
+use unasnap_protocol::frame::{Decoder, HEADER_BYTES, MAX_GUEST_PAYLOAD};
 use unasnap_protocol::guest::{
     Epoch, Flip, GuestReply, GuestRequest, Identity, Located, Prefix, ReplyHead, RequestHead, SetMembers,
     StartHooks, WordState,
@@ -22,6 +26,12 @@ use crate::fault_point;
 
 /// How long a guest may take to answer; an emulated, busy one needs some milliseconds.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Most bytes that are read until an answer must have been among them: a frame of the largest size, and what answers to
+/// requests that were given up and a restored port may leave before it.
+pub const MAX_ANSWER_BYTES: usize = 4 * (HEADER_BYTES + MAX_GUEST_PAYLOAD);
+/// Most characters of what a guest says that are handed on.
+pub const MAX_WORDS: usize = 300;
 
 /// Why the guest agent did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +51,14 @@ pub enum GuestError {
         request: &'static str,
         /// How long it was waited for.
         limit: Duration,
+    },
+    /// Bytes without end.
+    #[error(
+        "the guest sent {MAX_ANSWER_BYTES} bytes and no answer to {request} among them; look at what writes to the port in the VM"
+    )]
+    Floods {
+        /// Name of the request.
+        request: &'static str,
     },
     /// The word stands elsewhere.
     #[error("the member's word stands at send {} receive {}: it has advanced by itself or was never prepared", .0.send, .0.receive)]
@@ -123,7 +141,7 @@ impl GuestChannel {
         match self.ask(GuestRequest::SelfCheck(())).await? {
             GuestReply::Health(problems) if problems.is_empty() => Ok(()),
             GuestReply::Health(problems) => {
-                Err(GuestError::Refused { request: "SelfCheck", why: problems.join("; ") })
+                Err(GuestError::Refused { request: "SelfCheck", why: words(&problems.join("; ")) })
             }
             other => Err(unexpected("SelfCheck", &other)),
         }
@@ -165,7 +183,12 @@ impl GuestChannel {
         let deadline = Instant::now() + ANSWER_LIMIT;
         let answer = timeout_at(deadline, self.exchange_at_points(name, &request.encode(&head))).await;
         let reply = match answer {
-            Ok(Ok(reply)) => reply,
+            Ok(Ok(Some(reply))) => reply,
+            Ok(Ok(None)) => {
+                // What it has written meanwhile goes with the connection.
+                self.stream = None;
+                return Err(GuestError::Floods { request: name });
+            }
             Ok(Err(source)) => {
                 self.stream = None;
                 return Err(GuestError::Unreachable { path: self.path.clone(), source });
@@ -174,7 +197,7 @@ impl GuestChannel {
         };
         match reply {
             GuestReply::Late(word) => Err(GuestError::Late(word)),
-            GuestReply::Failed(why) => Err(GuestError::Refused { request: name, why }),
+            GuestReply::Failed(why) => Err(GuestError::Refused { request: name, why: words(&why) }),
             GuestReply::OldIncarnation(newest) => {
                 let why = format!("incarnation {} has ended; the guest has seen {newest}", self.incarnation);
                 Err(GuestError::Refused { request: name, why })
@@ -183,14 +206,19 @@ impl GuestChannel {
         }
     }
 
-    async fn exchange_at_points(&mut self, name: &'static str, frame: &[u8]) -> std::io::Result<GuestReply> {
+    async fn exchange_at_points(
+        &mut self,
+        name: &'static str,
+        frame: &[u8],
+    ) -> std::io::Result<Option<GuestReply>> {
         fault_point::before("ask", name).await?;
         let reply = self.exchange(frame).await?;
         fault_point::after("ask", name).await?;
         Ok(reply)
     }
 
-    async fn exchange(&mut self, frame: &[u8]) -> std::io::Result<GuestReply> {
+    /// The answer; `None` when there is none among the bytes that it may be among.
+    async fn exchange(&mut self, frame: &[u8]) -> std::io::Result<Option<GuestReply>> {
         if self.stream.is_none() {
             self.decoder = Decoder::resync(MAX_GUEST_PAYLOAD);
             self.stream = Some(UnixStream::connect(&self.path).await?);
@@ -200,22 +228,40 @@ impl GuestChannel {
         };
         stream.write_all(frame).await?;
         let mut buffer = [0; 4096];
-        loop {
+        let (mut count, mut warned) = (0, false);
+        while count < MAX_ANSWER_BYTES {
             while let Ok(Some(frame)) = decoder.next_frame() {
                 match GuestReply::decode(&frame) {
                     Ok((ReplyHead { sequence: answered }, reply)) if answered == *sequence => {
-                        return Ok(reply);
+                        return Ok(Some(reply));
                     }
                     Ok(_) => {}
-                    Err(error) => tracing::warn!(%error, "the guest agent sent something else than a reply"),
+                    Err(error) => {
+                        // One line of log per request: the guest decides how many such frames come.
+                        if !std::mem::replace(&mut warned, true) {
+                            tracing::warn!(%error, "the guest agent sent something else than a reply");
+                        }
+                    }
                 }
             }
             match stream.read(&mut buffer).await? {
                 0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                count => decoder.push(&buffer[..count]),
+                read => {
+                    decoder.push(&buffer[..read]);
+                    count += read;
+                    // Searching for frames takes time, and other VMs are waiting.
+                    tokio::task::yield_now().await;
+                }
             }
         }
+        Ok(None)
     }
+}
+
+/// What a guest says, fit for logs and terminals: one line, not long, nothing that moves a cursor.
+fn words(text: &str) -> String {
+    let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
+    text.chars().take(MAX_WORDS).map(plain).collect()
 }
 
 fn unexpected(request: &'static str, reply: &GuestReply) -> GuestError {
