@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `probe` | what this host's QEMU can do |
 //! | `command` | the command line |
+//! | `console` | keeps what guests write small |
 //! | `instance` | what is remembered between two lives of the host agent |
 //! | `process` | processes that outlive their parent |
 //! | `qmp` | the monitor protocol |
@@ -35,6 +36,7 @@ use crate::store::files::remove_if_there;
 use crate::store::manifest::{Accel, Facts, FileRole, RamWay};
 
 mod command;
+mod console;
 mod devices;
 mod disks;
 mod guest_ram;
@@ -97,6 +99,7 @@ impl Qemu {
         let facts = probe::probe(&config).await?;
         let driver = Self { config, facts };
         driver.remove_leftovers().await?;
+        tokio::spawn(console::keep_small(driver.config.state_dir.join("vms")));
         Ok(driver)
     }
 

@@ -23,7 +23,7 @@ pub(super) struct VmFolder {
     pub qmp: PathBuf,
     /// Socket of the guest channel.
     pub guest: PathBuf,
-    /// What the guest writes to its serial console; grows over all lives of the VM.
+    /// What the guest writes to its serial console, over all lives of the VM; begun anew when it is large.
     pub console: PathBuf,
     /// What QEMU itself says.
     pub log: PathBuf,
