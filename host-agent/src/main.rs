@@ -35,6 +35,8 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    // Snapshots hold the guests' memory: nothing that this program or QEMU writes is for other users.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
