@@ -74,8 +74,14 @@ impl CliError {
 
 impl fmt::Display for CliError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.text)
+        formatter.write_str(&plain(&self.text))
     }
+}
+
+/// Words fit for a terminal. Some come from hosts and guests, who must not move a cursor or rename a window.
+pub fn plain(text: &str) -> String {
+    let harmless = |letter: char| letter == '\n' || !letter.is_control();
+    text.chars().map(|letter| if harmless(letter) { letter } else { '\u{fffd}' }).collect()
 }
 
 impl From<RequestError> for CliError {

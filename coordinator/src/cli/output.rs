@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write, stdout};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
-use crate::failure::{CliError, Result};
+use crate::failure::{CliError, Result, plain};
 
 /// Counts up when a field of the JSON changes its meaning or goes.
 const SCHEMA: u32 = 1;
@@ -26,7 +26,7 @@ pub fn json<T: Serialize>(body: &T) -> Result<()> {
 
 /// Prints one line. A reader that has gone away (`| head`) wants no more, and no complaint either.
 pub fn line(text: &str) -> Result<()> {
-    match writeln!(stdout(), "{text}") {
+    match writeln!(stdout(), "{}", plain(text)) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(CliError::internal(format!("cannot write to stdout: {error}")))
         }

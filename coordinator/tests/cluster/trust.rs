@@ -205,3 +205,16 @@ fn what_cannot_be_revoked_is_named() {
     revoke(&cluster, "pki/host-h1.pem");
     assert_eq!(std::fs::read_to_string(cluster.path("pki/revoked.json")).unwrap(), memory);
 }
+
+/// What hosts say ends on the operator's terminal.
+#[test]
+fn words_of_a_host_do_not_drive_a_terminal() {
+    let cluster = Cluster::start();
+    let host = Host::start(&cluster, "h1", &["vm1"]);
+    cluster.wait_for_vms(1);
+    host.fault("Prepare", Fault::RefuseRudely);
+    let failed = cluster.run(&["snapshot", "take"]);
+    let shown = cluster.run(&["snapshot", "show", "ring-000001"]).stdout + &failed.stderr;
+    assert!(failed.code == 5 && shown.matches("owned").count() > 1, "{shown:?}");
+    assert!(shown.chars().all(|letter| letter == '\n' || !letter.is_control()), "{shown:?}");
+}

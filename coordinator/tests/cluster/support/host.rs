@@ -23,6 +23,8 @@ use super::Cluster;
 pub enum Fault {
     /// It is refused.
     Refuse,
+    /// It is refused in words that drive a terminal.
+    RefuseRudely,
     /// It is lost.
     Ignore,
     /// The connection breaks, and the host stays away.
@@ -275,6 +277,11 @@ impl Shared {
         match self.take_fault(order.name()) {
             Some(Fault::Refuse) => {
                 let failure = Failure::new(FailureKind::Hypervisor, phase_of(&order), "QEMU died");
+                return Some(vec![(envelope, Answer::Refused(failure))]);
+            }
+            Some(Fault::RefuseRudely) => {
+                let words = "\x1b]0;owned\x07\x1b[2J\r";
+                let failure = Failure::new(FailureKind::Hypervisor, phase_of(&order), words);
                 return Some(vec![(envelope, Answer::Refused(failure))]);
             }
             Some(Fault::Ignore) => return Some(Vec::new()),
