@@ -42,8 +42,8 @@ pub enum Request {
 pub enum Answer {
     /// It is so.
     Done,
-    /// Milliseconds of the observer's clock.
-    Gap(f64),
+    /// Milliseconds of the observer's clock; `None` when nobody has shown an event.
+    Gap(Option<f64>),
     /// Counters of the guest's kernel.
     Tcp(Tcp),
     /// The guest agent.

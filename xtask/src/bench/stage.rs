@@ -265,12 +265,14 @@ impl Stage<'_> {
     /// # Errors
     /// Those of `action`, or a workload broke.
     pub fn gap_ms<T>(&mut self, action: impl FnOnce(&mut Self) -> Result<T>) -> Result<(f64, T)> {
+        // What was before is forgotten. It may be nothing: this comes right after the end of the last one.
         self.ask_gauge(OBSERVING_GAUGE, &Request::Gap)?;
         let result = action(self)?;
         std::thread::sleep(AFTERMATH);
         self.check()?;
         match self.ask_gauge(OBSERVING_GAUGE, &Request::Gap)? {
-            Answer::Gap(ms) => Ok((ms, result)),
+            Answer::Gap(Some(ms)) => Ok((ms, result)),
+            Answer::Gap(None) => bail!("the workload has stood still for all of {AFTERMATH:?}"),
             other => bail!("the observer answered {other:?}"),
         }
     }
