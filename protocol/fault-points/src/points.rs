@@ -90,6 +90,7 @@ pub const GROUPS: &[Group] = &[
             "query-migrate",
             "query-version",
             "query-machines",
+            "qom-list",
             "migrate-set-capabilities",
             "migrate-set-parameters",
             "migrate",
