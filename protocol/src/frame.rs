@@ -288,14 +288,12 @@ mod tests {
         let mut liar = encode(7, &[0; 60_000]);
         liar.truncate(HEADER_BYTES);
         let mut decoder = Decoder::resync(MAX_GUEST_PAYLOAD);
-        let begun = std::time::Instant::now();
         for _ in 0..16 * 1024 / 16 {
             decoder.push(&liar.repeat(16));
             assert_eq!(drain(&mut decoder), []);
             assert!(decoder.buffer.len() <= HEADER_BYTES + MAX_GUEST_PAYLOAD);
+            assert_eq!(decoder.searched, decoder.buffer.len(), "what was looked at is not looked at again");
         }
-        // 16 384 checksums of 60 kB each: a second where checksums are slow, minutes if each is made again.
-        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
         decoder.push(&[1; 60_000]);
         decoder.push(&encode(8, b"at last"));
         assert_eq!(drain(&mut decoder), [8]);
