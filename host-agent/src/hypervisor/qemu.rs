@@ -12,6 +12,7 @@
 //! | `disks`, `ram` | the parts of a cut |
 //! | `guest_ram` | a word of the guest's RAM, read and written in a pause |
 //! | `devices` | were any plugged in or out meanwhile? |
+//! | `urgency` | real-time priority around a cut |
 //! | `tap`, `tool` | network devices; programs of the host |
 //!
 //! QEMU daemonizes: it survives the host agent, whatever ends that, and is adopted by the next one.
@@ -28,6 +29,7 @@ use self::command::{BINARY, Begin};
 use self::instance::{Chain, Instance, VmFolder};
 use self::process::Process;
 use self::qmp::Qmp;
+use self::urgency::Urgent;
 use self::vm::QemuVm;
 use super::{Hypervisor, HypervisorError, Pending, SavedVm, Vm};
 use crate::definition::VmDefinition;
@@ -47,6 +49,7 @@ mod qmp;
 mod ram;
 mod tap;
 mod tool;
+mod urgency;
 mod vm;
 
 /// How long a new QEMU may take to set itself up.
@@ -227,6 +230,8 @@ impl Qemu {
         let Some(mut instance) = Instance::read(&folder)? else { return Ok(None) };
         let Some(process) = instance.living(&folder) else { return Ok(None) };
         instance.process = Some(process);
+        // An agent that died in a cut has left QEMU urgent.
+        drop(Urgent::raise(&process));
         let qmp = Qmp::connect(vm.name.as_str(), &folder.qmp, &folder.log).await?;
         let mut adopted = QemuVm::new(vm.name.clone(), folder, instance, qmp);
         adopted.discard_cut().await?;

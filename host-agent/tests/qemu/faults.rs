@@ -74,6 +74,42 @@ fn a_cut_can_be_discarded_at_any_point() {
     }
 }
 
+/// From shortly before its cut until it runs on, QEMU comes first on a busy host; its guest's processors do not.
+#[test]
+fn a_cut_is_urgent_and_leaves_no_priority_behind() {
+    with_bench(Some(RamWay::Live), |bench| {
+        Box::pin(async {
+            let urgent = || {
+                let tasks = format!("/proc/{}/task", bench.qemu_pid());
+                let is_urgent = |task: std::path::PathBuf| {
+                    let stat = std::fs::read_to_string(task.join("stat")).unwrap();
+                    let (name, fields) = stat.rsplit_once(") ").unwrap();
+                    // Field 41 of proc(5)'s stat is the policy.
+                    let realtime = fields.split(' ').nth(38) == Some("2");
+                    assert!(!(realtime && name.contains("(CPU ")), "{stat}");
+                    realtime
+                };
+                let tasks = std::fs::read_dir(tasks).unwrap().map(|task| task.unwrap().path());
+                tasks.filter(|task| is_urgent(task.clone())).count()
+            };
+            let mut vm = bench.start().await;
+            for cut in [true, false] {
+                let draft = prepare(bench, &mut *vm).await;
+                assert_eq!(urgent(), 0);
+                vm.arm_cut().await.unwrap();
+                assert!(urgent() >= 2, "the main thread and that of the copy");
+                if cut {
+                    vm.cut(InPause::nothing()).await.unwrap();
+                    assert_eq!(urgent(), 0);
+                }
+                vm.discard_cut().await.unwrap();
+                bench.store.abandon(&draft).unwrap();
+                assert_eq!(urgent(), 0);
+            }
+        })
+    });
+}
+
 /// Before the cut a dead VM is an error; after it, the snapshot does without the VM.
 #[test]
 fn qemu_may_die_at_any_point() {

@@ -13,6 +13,7 @@ use super::instance::{Instance, VmFolder};
 use super::process::Process;
 use super::qmp::Qmp;
 use super::ram::{Saving, Taking};
+use super::urgency::Urgent;
 use super::{devices, disks, ram};
 use crate::store::files;
 use crate::store::manifest::{FileRole, RamWay, Saved, SavedFile};
@@ -53,6 +54,8 @@ struct Cut {
     ram: Option<Taking>,
     /// While RAM is being saved.
     saving: Option<Saving>,
+    /// From shortly before the cut until the VM runs on.
+    urgent: Option<Urgent>,
 }
 
 impl Stage {
@@ -112,7 +115,8 @@ impl QemuVm {
         }
         let (disks, nics) = (self.instance.disks.len(), self.instance.taps.len());
         devices::check(&self.qmp, self.name.as_str(), disks, nics).await?;
-        self.stage = Stage::Prepared(Cut { folder: target.to_owned(), ram: None, saving: None });
+        self.stage =
+            Stage::Prepared(Cut { folder: target.to_owned(), ram: None, saving: None, urgent: None });
         disks::stop_merges(&self.qmp, self.name.as_str()).await?;
         disks::settle(&self.qmp, &mut self.instance.disks, &self.folder).await?;
         for (index, chain) in self.instance.disks.iter_mut().enumerate() {
@@ -154,6 +158,10 @@ impl QemuVm {
         for chain in &self.instance.disks {
             sync(&self.folder.disks.join(&chain.active().file)).await?;
         }
+        let process = self.process()?;
+        if let Some(cut) = self.stage.cut() {
+            cut.urgent = Some(Urgent::raise(&process));
+        }
         Ok(())
     }
 
@@ -167,7 +175,10 @@ impl QemuVm {
         };
         let result = self.pause_and_fix(in_pause).await;
         match (&result, std::mem::replace(&mut self.stage, Stage::Idle)) {
-            (Ok(_), Stage::Cutting(cut)) => self.stage = Stage::Cut(cut),
+            (Ok(_), Stage::Cutting(mut cut)) => {
+                cut.urgent = None;
+                self.stage = Stage::Cut(cut);
+            }
             (_, stage) => {
                 self.stage = stage;
                 // Which step failed does not matter: nothing may leave the VM standing.
@@ -282,7 +293,7 @@ impl QemuVm {
     async fn do_discard(&mut self) -> Result<(), HypervisorError> {
         // The files go first, and also when QEMU is dead: on a full disk their space is what the VM waits for.
         self.unless_dead(Self::end_migration).await?;
-        if let Some(Cut { folder: target, ram, saving }) = self.stage.cut() {
+        if let Some(Cut { folder: target, ram, saving, .. }) = self.stage.cut() {
             // Whoever still writes a file of the cut ends first; with what result does not matter any more.
             drop(ram.take());
             if let Some(saving) = saving {
