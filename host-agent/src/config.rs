@@ -45,8 +45,7 @@ impl Config {
             .with_context(|| format!("the configuration {} cannot be read", path.display()))?;
         let mut config: Self = toml::from_str(&text)
             .with_context(|| format!("the configuration {} is wrong", path.display()))?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let folder = std::path::absolute(folder)?;
+        let folder = std::path::absolute(folder_of(path))?;
         for entry in [&mut config.state_dir, &mut config.vm_dir] {
             *entry = std::path::absolute(folder.join(&*entry))?;
         }
@@ -61,5 +60,25 @@ impl Config {
             .with_context(|| format!("state_dir {} cannot be created", config.state_dir.display()))?;
         config.qemu.state_dir.clone_from(&config.state_dir);
         Ok(config)
+    }
+}
+
+/// The folder in which a file lies; `.` for a bare name.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_may_be_named_without_its_folder() {
+        for (path, folder) in
+            [("host.toml", "."), ("./host.toml", "."), ("/etc/unasnap/host.toml", "/etc/unasnap")]
+        {
+            assert_eq!(folder_of(Path::new(path)), Path::new(folder));
+            assert!(std::path::absolute(folder_of(Path::new(path))).is_ok());
+        }
     }
 }
