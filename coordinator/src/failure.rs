@@ -3,15 +3,16 @@
 use std::fmt;
 
 use unasnap_channel::ChannelError;
+use unasnap_files::FilesError;
 use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 
 /// Shown at the end of `--help`.
 pub const EXIT_CODES: &str = "Exit codes:
   0  done
   1  internal error
-  2  wrong usage or configuration
+  2  wrong usage, configuration or file
   3  the coordinator cannot be reached, or the two do not trust each other
-  4  no such snapshot, deployment, host or VM
+  4  no such snapshot, deployment, host or VM, or needed files are missing
   5  refused, or begun and undone (e.g. a snapshot that was aborted)
   6  timed out";
 
@@ -78,10 +79,30 @@ impl fmt::Display for CliError {
     }
 }
 
-/// Words fit for a terminal. Some come from hosts and guests, who must not move a cursor or rename a window.
+/// Words fit for a terminal. Some come from hosts, guests and files of others, who must not move a cursor, rename a window or
+/// turn the direction of writing.
 pub fn plain(text: &str) -> String {
-    let harmless = |letter: char| letter == '\n' || !letter.is_control();
-    text.chars().map(|letter| if harmless(letter) { letter } else { '\u{fffd}' }).collect()
+    let harmless = |letter: char| letter == '\n' || !steers(letter);
+    let shown = |letter: char| {
+        if harmless(letter) { letter.to_string() } else { letter.escape_unicode().to_string() }
+    };
+    text.chars().map(shown).collect()
+}
+
+/// Does a terminal obey this letter instead of showing it?
+pub fn steers(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+impl From<FilesError> for CliError {
+    fn from(error: FilesError) -> Self {
+        let kind = match error {
+            FilesError::NoSnapshot { .. } | FilesError::Ambiguous { .. } => Kind::NotFound,
+            _ => Kind::Usage,
+        };
+        Self::new(kind, error.to_string())
+    }
 }
 
 impl From<RequestError> for CliError {
@@ -104,5 +125,16 @@ impl From<ChannelError> for CliError {
             _ => Kind::Connection,
         };
         Self::new(kind, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_steers_the_terminal() {
+        let text = "a\u{1b}[2Jb\n\u{9b}c\u{202e}d\u{7f}é\"";
+        assert_eq!(plain(text), "a\\u{1b}[2Jb\n\\u{9b}c\\u{202e}d\\u{7f}é\"");
     }
 }

@@ -9,6 +9,7 @@
 //! | [`name`] | validated names of hosts, VMs, deployments and snapshots |
 //! | [`guest`] | host agent <-> guest agent |
 //! | [`control`] | coordinator <-> host agent |
+//! | [`files`] | which files a VM at one of its snapshots consists of |
 //! | [`operator`] | operator's command <-> coordinator |
 //! | [`coordinator`] | the coordinator's half of a snapshot and of a restore |
 //! | [`participant`] | one VM's half of both |
@@ -23,6 +24,7 @@ mod messages;
 pub mod control;
 pub mod coordinator;
 pub mod fault;
+pub mod files;
 pub mod frame;
 pub mod guest;
 pub mod name;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LONGEST_FILE: usize = 500;
 
 /// Folder of each package of ours and the packages of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("protocol", &[]),
     ("protocol/channel", &["unasnap-protocol"]),
     ("protocol/fault-points", &["unasnap-protocol"]),
@@ -26,7 +26,8 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "unasnap-loader",
         ],
     ),
-    ("coordinator", &["unasnap-protocol", "unasnap-fault-points", "unasnap-channel"]),
+    ("host-agent/files", &["unasnap-protocol"]),
+    ("coordinator", &["unasnap-protocol", "unasnap-fault-points", "unasnap-channel", "unasnap-files"]),
     (
         "tests/bench",
         &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader", "unasnap-host", "unasnap-tests"],

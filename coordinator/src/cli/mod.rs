@@ -1,5 +1,6 @@
 //! Subcommands: what is typed, and what is printed. stdout is data, stderr is talk.
 
+mod files;
 mod output;
 mod pki;
 mod progress;
@@ -9,7 +10,7 @@ mod status;
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::role::Role;
@@ -44,6 +45,14 @@ enum Command {
     Restore {
         /// The snapshot [default: the newest usable one]
         id: Option<Name>,
+    },
+    /// Show which files a VM at a snapshot consists of, and which of them a restore elsewhere needs
+    Files {
+        #[command(flatten)]
+        of: FilesOf,
+        /// Name or UUID of the snapshot [default: the current state]
+        #[arg(long, value_name = "NAME|UUID")]
+        snapshot: Option<String>,
     },
     /// Hosts
     #[command(subcommand)]
@@ -81,6 +90,17 @@ enum Snapshot {
         /// The snapshot
         id: Name,
     },
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = true)]
+struct FilesOf {
+    /// A VirtualBox machine; may be repeated, for the sum of a deployment
+    #[arg(long, value_name = "FILE")]
+    vbox: Vec<PathBuf>,
+    /// The newest image of a qcow2 chain; may be repeated
+    #[arg(long, value_name = "FILE")]
+    qcow2: Vec<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -140,6 +160,13 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Pki(Pki::AddHost { host, dir }) => pki::add_host(&dir, &host, json),
         Command::Pki(Pki::Operator { name, role, dir }) => pki::add_operator(&dir, &name, role, json),
         Command::Pki(Pki::Revoke { name, dir }) => pki::revoke(&dir, &name, json),
+        Command::Files { of: FilesOf { vbox, qcow2 }, snapshot } => {
+            let snapshot = snapshot.as_deref();
+            let machines = vbox.iter().map(|path| unasnap_files::vbox::track(path, snapshot));
+            let images = qcow2.iter().map(|path| unasnap_files::qcow2::track(path, snapshot));
+            let reports: std::result::Result<Vec<_>, _> = machines.chain(images).collect();
+            files::print(&reports?, json)
+        }
         Command::Coordinator => {
             let path = config.unwrap_or_else(|| COORDINATOR_PATH.into());
             runtime(true)?.block_on(daemon::run(&CoordinatorConfig::load(&path)?))
@@ -162,7 +189,7 @@ async fn ask(command: Command, config: &ClientConfig, json: bool) -> Result<()> 
         Command::Snapshot(Snapshot::Show { id }) => snapshot::show(config, id, json).await,
         Command::Snapshot(Snapshot::Delete { id }) => snapshot::delete(config, id, json).await,
         Command::Restore { id } => restore::restore(config, id, json).await,
-        Command::Pki(_) | Command::Coordinator => Ok(()),
+        Command::Pki(_) | Command::Coordinator | Command::Files { .. } => Ok(()),
     }
 }
 

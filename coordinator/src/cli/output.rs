@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write, stdout};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
-use crate::failure::{CliError, Result, plain};
+use crate::failure::{CliError, Result, plain, steers};
 
 /// Counts up when a field of the JSON changes its meaning or goes.
 const SCHEMA: u32 = 1;
@@ -21,7 +21,12 @@ struct Versioned<'a, T> {
 pub fn json<T: Serialize>(body: &T) -> Result<()> {
     let text = serde_json::to_string(&Versioned { schema: SCHEMA, body })
         .map_err(|error| CliError::internal(format!("cannot write the answer as JSON: {error}")))?;
-    line(&text)
+    // JSON lets the controls from 0x7f on stand as they are, in its strings, where alone they can be.
+    let escaped = |letter: char| match steers(letter) {
+        true => format!("\\u{:04x}", u32::from(letter)),
+        false => letter.to_string(),
+    };
+    line(&text.chars().map(escaped).collect::<String>())
 }
 
 /// Prints one line. A reader that has gone away (`| head`) wants no more, and no complaint either.
@@ -41,7 +46,8 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Re
     if stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }
-    table.add_rows(rows);
+    // A line break in a name would look like another row.
+    table.add_rows(rows.into_iter().map(|row| row.into_iter().map(|cell| cell.replace('\n', "\\u{a}"))));
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }

@@ -1,0 +1,204 @@
+//! All disks that a machine's chains go through: those of its own registry, and those of another machine's where a base is
+//! shared (multiattach, linked clones).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use unasnap_protocol::files::FileRole;
+
+use super::settings::Settings;
+use super::uuid::Uuid;
+use crate::error::FilesError;
+use crate::listing::names_in;
+use crate::place::Place;
+
+/// Most machines beside this one whose registries are looked at.
+const MAX_NEIGHBOURS: usize = 512;
+/// Signature of a VDI at byte 64, little-endian.
+const VDI_SIGNATURE: u32 = 0xbeda_107f;
+
+/// A disk.
+#[derive(Debug)]
+pub struct Disk {
+    /// Its file.
+    pub place: Place,
+    /// Base, difference or removable.
+    pub role: FileRole,
+    /// The disk whose differences it holds.
+    pub parent: Parent,
+}
+
+/// The disk below another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parent {
+    /// None: it is a base.
+    None,
+    /// This one.
+    Disk(usize),
+    /// One that no registry and no file tells of.
+    Lost(Uuid),
+}
+
+/// Disks by their UUIDs.
+pub struct Disks {
+    folder: PathBuf,
+    snapshot_folder: PathBuf,
+    disks: Vec<Disk>,
+    by_uuid: HashMap<Uuid, usize>,
+    neighbours: Option<HashMap<Uuid, Neighbour>>,
+}
+
+/// A disk in another machine's registry.
+struct Neighbour {
+    place: Place,
+    removable: bool,
+    parent: Option<Uuid>,
+}
+
+impl Disks {
+    /// Those of the machine's own registry.
+    pub fn new(folder: &Path, settings: &Settings) -> Self {
+        let snapshot_folder = Place::new(folder, folder, Path::new(&settings.snapshot_folder)).path;
+        let mut disks = Self {
+            folder: folder.to_owned(),
+            snapshot_folder,
+            disks: Vec::new(),
+            by_uuid: HashMap::new(),
+            neighbours: None,
+        };
+        for medium in &settings.media {
+            let parent = medium.parent.map_or(Parent::None, Parent::Disk);
+            let place = Place::new(folder, folder, Path::new(&medium.location));
+            disks.add(medium.uuid, place, medium.removable, parent);
+        }
+        disks
+    }
+
+    /// A disk.
+    pub fn get(&self, index: usize) -> &Disk {
+        &self.disks[index]
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Disk)> {
+        self.disks.iter().enumerate()
+    }
+
+    /// The disk with this UUID, looked for outside the registry too, with all disks below it.
+    pub fn find(&mut self, uuid: Uuid) -> Option<usize> {
+        let mut wanted = uuid;
+        let mut child: Option<usize> = None;
+        loop {
+            let known = self.by_uuid.get(&wanted).copied();
+            let found = known.or_else(|| self.adopt(wanted));
+            if let (Some(child), Some(found)) = (child, found) {
+                self.disks[child].parent = Parent::Disk(found);
+            }
+            match (known, found.map(|found| (found, self.disks[found].parent))) {
+                (None, Some((found, Parent::Lost(parent)))) => {
+                    child = Some(found);
+                    wanted = parent;
+                }
+                _ => return self.by_uuid.get(&uuid).copied(),
+            }
+        }
+    }
+
+    /// A disk and all below it, the newest first, and the disk that is lost below the last.
+    ///
+    /// # Errors
+    /// The chain goes in a circle.
+    pub fn chain(&self, first: usize) -> Result<(Vec<usize>, Option<Uuid>), FilesError> {
+        let mut chain = vec![first];
+        let mut at = first;
+        loop {
+            match self.disks[at].parent {
+                Parent::None => return Ok((chain, None)),
+                Parent::Lost(uuid) => return Ok((chain, Some(uuid))),
+                Parent::Disk(parent) if chain.len() > self.disks.len() => {
+                    return Err(FilesError::Cycle { path: self.disks[parent].place.path.clone() });
+                }
+                Parent::Disk(parent) => {
+                    chain.push(parent);
+                    at = parent;
+                }
+            }
+        }
+    }
+
+    /// Where the parent of a disk is.
+    pub fn parent_of(&self, disk: &Disk) -> Option<&Place> {
+        match disk.parent {
+            Parent::Disk(parent) => Some(&self.disks[parent].place),
+            Parent::None | Parent::Lost(_) => None,
+        }
+    }
+
+    fn add(&mut self, uuid: Uuid, place: Place, removable: bool, parent: Parent) -> usize {
+        let role = match parent {
+            _ if removable => FileRole::Removable,
+            Parent::None => FileRole::BaseDisk,
+            Parent::Disk(_) | Parent::Lost(_) => FileRole::DifferenceDisk,
+        };
+        self.disks.push(Disk { place, role, parent });
+        self.by_uuid.insert(uuid, self.disks.len() - 1);
+        self.disks.len() - 1
+    }
+
+    /// Takes in a disk that the machine's registry does not list. Its parent is lost until it is looked for.
+    fn adopt(&mut self, uuid: Uuid) -> Option<usize> {
+        let differences = self.snapshot_folder.join(format!("{}.vdi", uuid.braced()));
+        if let Some((own, parent)) = vdi_uuids(&differences)
+            && own == uuid
+        {
+            let place = Place::new(&self.folder, &self.folder, &differences);
+            return Some(self.add(uuid, place, false, parent.map_or(Parent::None, Parent::Lost)));
+        }
+        if self.neighbours.is_none() {
+            self.neighbours = Some(self.look_around());
+        }
+        let neighbour = self.neighbours.as_mut()?.remove(&uuid)?;
+        let parent = neighbour.parent.map_or(Parent::None, Parent::Lost);
+        Some(self.add(uuid, neighbour.place, neighbour.removable, parent))
+    }
+
+    /// What the registries of the machines in neighbouring folders list. One that cannot be read tells nothing: it is
+    /// not the one that was asked about.
+    fn look_around(&self) -> HashMap<Uuid, Neighbour> {
+        let mut found = HashMap::new();
+        let Some(above) = self.folder.parent() else { return found };
+        let folders = names_in(above).unwrap_or_default().into_iter().map(|name| above.join(name));
+        for folder in folders.filter(|folder| *folder != self.folder).take(MAX_NEIGHBOURS) {
+            let names = names_in(&folder).unwrap_or_default();
+            let Some(file) = names.iter().find(|name| name.extension().is_some_and(|end| end == "vbox"))
+            else {
+                continue;
+            };
+            let Ok(settings) = Settings::read(&folder.join(file)) else { continue };
+            for medium in &settings.media {
+                let place = Place::new(&self.folder, &folder, Path::new(&medium.location));
+                let parent = medium.parent.map(|parent| settings.media[parent].uuid);
+                found.insert(medium.uuid, Neighbour { place, removable: medium.removable, parent });
+            }
+        }
+        found
+    }
+}
+
+/// UUID of a VDI and of the disk whose differences it holds, as its header says. `None` for anything else.
+fn vdi_uuids(path: &Path) -> Option<(Uuid, Option<Uuid>)> {
+    if !path.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut header = [0; 440];
+    File::open(path).ok()?.read_exact(&mut header).ok()?;
+    let signature = u32::from_le_bytes(header[64..68].try_into().ok()?);
+    let major = u16::from_le_bytes(header[70..72].try_into().ok()?);
+    if signature != VDI_SIGNATURE || major != 1 {
+        return None;
+    }
+    let own = Uuid::from_header(header[392..408].try_into().ok()?)?;
+    Some((own, Uuid::from_header(header[424..440].try_into().ok()?)))
+}
