@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use unasnap_channel::{Connection, connect};
+use unasnap_channel::{ChannelError, Connection, connect};
 use unasnap_protocol::control::CoordinatorSession;
 use unasnap_protocol::frame::Frame;
-use unasnap_protocol::operator::{MAX_SILENCE_S, Reply, Request};
+use unasnap_protocol::operator::{MAX_SILENCE_S, Progress, Reply, Request};
 
 use crate::config::ClientConfig;
 use crate::failure::{CliError, Kind, Result};
@@ -15,6 +15,8 @@ use crate::failure::{CliError, Kind, Result};
 pub struct Exchange {
     connection: Connection,
     address: String,
+    /// What was under way when it was heard last.
+    last: Option<Progress>,
 }
 
 impl Exchange {
@@ -23,7 +25,7 @@ impl Exchange {
         let identity = config.identity()?;
         let mut connection = connect(&config.coordinator, &identity).await?;
         connection.send(&request.encode(&())).await?;
-        Ok(Self { connection, address: config.coordinator.clone() })
+        Ok(Self { connection, address: config.coordinator.clone(), last: None })
     }
 
     /// The next reply; a refusal is an error.
@@ -35,15 +37,35 @@ impl Exchange {
                 self.address
             );
             CliError::new(Kind::TimedOut, text)
-        })??;
+        })?;
+        let frame = frame.map_err(|error| self.lost(error))?;
         let frame = frame.ok_or_else(|| {
             let text = format!("the coordinator at {} closed the connection; look at its log", self.address);
             CliError::new(Kind::Connection, text)
         })?;
         match read(&frame)? {
             Reply::Failed(error) => Err(error.into()),
-            reply => Ok(reply),
+            reply => {
+                if let Reply::Progress(progress) = &reply {
+                    self.last = Some(progress.clone());
+                }
+                Ok(reply)
+            }
         }
+    }
+
+    /// The connection broke: who is gone, in the middle of what, and what becomes of that.
+    fn lost(&self, error: ChannelError) -> CliError {
+        let cause = CliError::from(error);
+        let address = &self.address;
+        let text = match &self.last {
+            Some(Progress { snapshot, phase, .. }) => format!(
+                "lost the coordinator at {address} in {phase} of {snapshot}: {cause}; when it runs again it finishes or undoes \
+                 that, and `unasnap status` shows how it stands"
+            ),
+            None => format!("lost the coordinator at {address}: {cause}"),
+        };
+        CliError::new(cause.kind, text)
     }
 
     /// A reply that the request cannot have: the coordinator is of another make.

@@ -24,6 +24,8 @@ fn killed_while_members_save_it_aborts_at_the_next_start() {
     two.hold_saves(true);
     let lost = crash_while_taking(&mut cluster, || two.orders("vm2").contains(&"Clear"));
     assert_eq!(lost.code, 3, "{}", lost.stderr);
+    assert!(lost.stderr.contains("lost the coordinator at"), "{}", lost.stderr);
+    assert!(lost.stderr.contains(" in SAVE of ring-000001: "), "{}", lost.stderr);
     cluster.start_daemon();
     wait_until("all are idle", || one.is_idle() && two.is_idle());
     assert_eq!(cluster.state("ring-000001"), "aborted");
