@@ -8,6 +8,7 @@ use unasnap_channel::TlsFiles;
 use unasnap_protocol::name::Name;
 
 use crate::hypervisor::qemu::QemuConfig;
+use crate::store::space::Limits;
 
 /// The file as the operator writes it.
 #[derive(Debug, Clone, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Config {
     /// MiB that snapshots leave free on their file system.
     #[serde(default = "default_reserve")]
     pub reserve_mb: u64,
+    /// MiB that all snapshots of this host may take together; without it, whatever the disk has.
+    #[serde(default)]
+    pub quota_mb: Option<u64>,
 }
 
 fn default_reserve() -> u64 {
@@ -36,6 +40,13 @@ fn default_reserve() -> u64 {
 }
 
 impl Config {
+    /// How much of the disk snapshots may take.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let bytes = |mb: u64| mb.saturating_mul(1 << 20);
+        Limits { reserve: bytes(self.reserve_mb), quota: self.quota_mb.map(bytes) }
+    }
+
     /// Reads and checks the file; relative paths in it are relative to its folder.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ pub async fn run(config: Config) -> Result<()> {
             config.name
         );
     }
-    let store = Store::open(&config.state_dir, config.reserve_mb << 20)?;
+    let store = Store::open(&config.state_dir, config.limits())?;
     store.remove_partial()?;
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(Qemu::open(config.qemu.clone()).await?);
     let facts = hypervisor.about();

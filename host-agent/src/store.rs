@@ -12,14 +12,17 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use unasnap_fault_points::{after, around, before};
 use unasnap_protocol::name::Name;
 
 use self::manifest::{FORMAT, Identity, MANIFEST_FILE, Manifest, ManifestFile, Saved};
+use self::space::{Limits, Space};
 
 pub mod files;
 pub mod manifest;
+pub mod space;
 mod verify;
 
 /// Suffix of a folder that is being written. A dot cannot be part of a VM's name.
@@ -31,7 +34,7 @@ const COMMITTED: &str = "committed";
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
-    reserve: u64,
+    space: Arc<Space>,
 }
 
 /// A local snapshot that is being written.
@@ -98,6 +101,21 @@ pub enum StoreError {
         /// What the file system has free.
         free: u64,
     },
+    /// More than the operator allows.
+    #[error(
+        "no room for a snapshot: {needed} bytes are needed below {path}, and of the quota of {quota} bytes {taken} are taken: \
+         delete old snapshots or raise quota_mb"
+    )]
+    OverQuota {
+        /// The snapshots folder.
+        path: PathBuf,
+        /// What the snapshot may take.
+        needed: u64,
+        /// What others take, or were promised.
+        taken: u64,
+        /// What all may take together.
+        quota: u64,
+    },
     /// The snapshot is not here, or never was.
     #[error("snapshot {snapshot} of VM {vm} is not on this host")]
     Absent {
@@ -130,28 +148,24 @@ impl StoreError {
 }
 
 impl Store {
-    /// Opens, and makes if need be, the store below `state_dir`. `reserve` bytes are kept free for the disks
-    /// of the running VMs.
+    /// Opens, and makes if need be, the store below `state_dir`. `limits` say how much
+    /// of the disk snapshots may take.
     ///
     /// # Errors
     /// The folder cannot be made.
-    pub fn open(state_dir: &Path, reserve: u64) -> Result<Self, StoreError> {
+    pub fn open(state_dir: &Path, limits: Limits) -> Result<Self, StoreError> {
         let root = state_dir.join("snapshots");
         fs::create_dir_all(&root).map_err(StoreError::file("create", &root))?;
-        Ok(Self { root, reserve })
+        let space = Arc::new(Space::new(root.clone(), limits));
+        Ok(Self { root, space })
     }
 
-    /// Refuses unless `bytes` fit.
+    /// Refuses unless `bytes` fit, beside what was promised to drafts.
     ///
     /// # Errors
-    /// [`StoreError::NoSpace`] with the figures.
+    /// [`StoreError::NoSpace`] or [`StoreError::OverQuota`] with the figures.
     pub fn check_space(&self, bytes: u64) -> Result<(), StoreError> {
-        let free = self.free_bytes()?;
-        let needed = bytes.saturating_add(self.reserve);
-        if needed <= free {
-            return Ok(());
-        }
-        Err(StoreError::NoSpace { path: self.root.clone(), needed, reserve: self.reserve, free })
+        self.space.check(bytes)
     }
 
     /// Bytes that are free where snapshots are kept.
@@ -159,9 +173,7 @@ impl Store {
     /// # Errors
     /// The file system does not say.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
-        let stat = nix::sys::statvfs::statvfs(&self.root).map_err(io::Error::from);
-        let stat = stat.map_err(StoreError::file("ask for the free space of", &self.root))?;
-        Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+        self.space.free_bytes()
     }
 
     /// Makes the folder for the files of a cut. What an earlier attempt left there is deleted.
@@ -178,6 +190,14 @@ impl Store {
         around("store", "begin", || fs::create_dir_all(&folder))
             .map_err(StoreError::file("create", &folder))?;
         Ok(Draft { folder, target })
+    }
+
+    /// Keeps room for what a draft may grow to, until it is finished or abandoned.
+    ///
+    /// # Errors
+    /// As of [`check_space`](Self::check_space).
+    pub fn promise(&self, draft: &Draft, bytes: u64) -> Result<(), StoreError> {
+        self.space.promise(&draft.folder, bytes)
     }
 
     /// Writes the manifest and gives the folder its name. Files without a digest are hashed here, so call it
@@ -210,6 +230,7 @@ impl Store {
         for folder in parents {
             files::sync_folder(folder).map_err(StoreError::file("flush", folder))?;
         }
+        self.space.settle(&draft.folder);
         Ok(Stored { digest: blake3::hash(&text).to_hex().to_string(), bytes })
     }
 
@@ -218,6 +239,7 @@ impl Store {
     /// # Errors
     /// It cannot be deleted.
     pub fn abandon(&self, draft: &Draft) -> Result<(), StoreError> {
+        self.space.settle(&draft.folder);
         let point = |error| StoreError::file("delete", &draft.folder)(error);
         before("store", "abandon").map_err(point)?;
         remove_folder(&draft.folder)?;
@@ -253,6 +275,9 @@ impl Store {
     pub fn list(&self) -> Result<Vec<Entry>, StoreError> {
         let mut entries = Vec::new();
         for snapshot in names_in(&self.root)?.iter().filter_map(|name| Name::new(name).ok()) {
+            if !self.root.join(snapshot.as_str()).is_dir() {
+                continue;
+            }
             let inside = names_in(&self.root.join(snapshot.as_str()))?;
             let committed = inside.iter().any(|name| name == COMMITTED);
             let vms = inside.iter().filter(|name| *name != COMMITTED);
@@ -297,8 +322,12 @@ impl Store {
     /// # Errors
     /// Something cannot be listed or deleted.
     pub fn remove_partial(&self) -> Result<(), StoreError> {
-        for snapshot in names_in(&self.root)? {
-            let folder = self.root.join(&snapshot);
+        // Other things may lie beside the snapshots, `lost+found` for one.
+        for snapshot in names_in(&self.root)?.iter().filter_map(|name| Name::new(name).ok()) {
+            let folder = self.root.join(snapshot.as_str());
+            if !folder.is_dir() {
+                continue;
+            }
             for name in names_in(&folder)?.iter().filter(|name| name.ends_with(PARTIAL)) {
                 let folder = folder.join(name);
                 let point = |error| StoreError::file("delete", &folder)(error);

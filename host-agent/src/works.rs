@@ -126,10 +126,11 @@ impl Works {
         }
         colours.prepare(&mut *vm, members, envelope.epoch).await?;
         let store_failure = |error: StoreError| store_failure(&error, Phase::Prepare);
-        self.store.check_space(vm.space_needed()).map_err(store_failure)?;
         let draft = self.store.begin(&envelope.snapshot, &self.definition.name).map_err(store_failure)?;
         let folder = draft.folder().to_owned();
+        let promised = self.store.promise(&draft, vm.space_needed());
         *self.draft.lock().await = Some(draft);
+        promised.map_err(store_failure)?;
         vm.prepare_cut(&folder).await.map_err(|error| hypervisor_failure(&error, Phase::Prepare))?;
         colours.set_word(WordState::colouring(envelope.epoch), Phase::Prepare).await
     }
@@ -259,7 +260,7 @@ pub(crate) fn hypervisor_failure(error: &HypervisorError, phase: Phase) -> Failu
 
 fn store_failure(error: &StoreError, phase: Phase) -> Failure {
     let kind = match error {
-        StoreError::NoSpace { .. } => FailureKind::NoSpace,
+        StoreError::NoSpace { .. } | StoreError::OverQuota { .. } => FailureKind::NoSpace,
         _ => FailureKind::Files,
     };
     Failure::new(kind, phase, chain(error))

@@ -30,7 +30,7 @@ fn saved() -> Saved {
 /// A store with snapshot `s` of VM `a`.
 fn store() -> (tempfile::TempDir, Store, Stored) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path(), 0).unwrap();
+    let store = Store::open(folder.path(), Limits::default()).unwrap();
     let draft = store.begin(&name("s"), &name("a")).unwrap();
     fs::write(draft.folder().join("ram"), [0; 10_000]).unwrap();
     fs::write(draft.folder().join("devices"), "state").unwrap();
@@ -120,4 +120,34 @@ fn a_full_disk_is_refused_with_the_figures() {
     store.check_space(1).unwrap();
     let message = store.check_space(u64::MAX).unwrap_err().to_string();
     assert!(message.contains("no room for a snapshot"), "{message}");
+}
+
+#[test]
+fn what_is_no_snapshot_stands_in_nobodys_way() {
+    let (folder, store, _) = store();
+    for name in ["notes", ".hidden"] {
+        fs::write(folder.path().join("snapshots").join(name), "").unwrap();
+    }
+    store.remove_partial().unwrap();
+    assert_eq!(store.list().unwrap().len(), 1);
+}
+
+#[test]
+fn what_was_promised_to_one_is_not_given_to_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let quota = Limits { reserve: 0, quota: Some(1 << 20) };
+    let store = Store::open(folder.path(), quota).unwrap();
+    let one = store.begin(&name("s"), &name("a")).unwrap();
+    let other = store.begin(&name("s"), &name("b")).unwrap();
+    store.promise(&one, 600_000).unwrap();
+    let message = store.promise(&other, 600_000).unwrap_err().to_string();
+    assert!(message.contains("of the quota of 1048576 bytes"), "{message}");
+    // What it writes counts once.
+    fs::write(one.folder().join("ram"), vec![1; 500_000]).unwrap();
+    store.promise(&other, 300_000).unwrap();
+    store.abandon(&one).unwrap();
+    store.promise(&other, 600_000).unwrap();
+    store.check_space(500_000).unwrap_err();
+    store.abandon(&other).unwrap();
+    store.check_space(1 << 20).unwrap();
 }

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use unasnap_host::hypervisor::{Hypervisor, InPause, VmState};
 use unasnap_host::store::Store;
+use unasnap_host::store::space::Limits;
 
 use crate::bench::{Bench, name, with_bench};
 
@@ -67,7 +68,7 @@ fn an_unfinished_cut_ends_with_its_agent() {
                     _ => drop(vm.cut(InPause::nothing()).await.unwrap()),
                 }
                 drop(vm);
-                let store = Store::open(&bench.path().join("state"), 0).unwrap();
+                let store = Store::open(&bench.path().join("state"), Limits::default()).unwrap();
                 vm = bench.second_driver().await.adopt(&bench.vm).await.unwrap().unwrap();
                 store.remove_partial().unwrap();
                 assert_eq!(store.list().unwrap(), []);

@@ -12,6 +12,7 @@ use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::qemu::{Qemu, QemuConfig};
 use unasnap_host::hypervisor::{CutTimes, Hypervisor, InPause, SavedVm, Vm};
 use unasnap_host::store::manifest::{Accel, Identity, RamWay};
+use unasnap_host::store::space::Limits;
 use unasnap_host::store::{Draft, Store};
 use unasnap_protocol::name::Name;
 
@@ -74,7 +75,7 @@ impl Bench {
         );
         std::fs::write(path.join("counter.toml"), text).unwrap();
         let vm = VmDefinition::load(&path.join("counter.toml")).unwrap();
-        let store = Store::open(&state_dir, 0).unwrap();
+        let store = Store::open(&state_dir, Limits::default()).unwrap();
         let accel = ACCEL.get().copied();
         let driver = Qemu::open(QemuConfig { state_dir, accel, ram_way }).await.unwrap();
         ACCEL.get_or_init(|| driver.about().accel);

@@ -15,6 +15,7 @@ use fakes::{FakeHypervisor, FakeTaps, FakeVm, Guest, Log, Machine, Ram, TapState
 use unasnap_channel::steady_ns;
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::store::Store;
+use unasnap_host::store::space::Limits;
 use unasnap_host::switches::Switches;
 use unasnap_host::works::{Origin, Works};
 use unasnap_protocol::control::{Envelope, Failure, FailureKind, Phase};
@@ -80,7 +81,7 @@ async fn made_of(parts: Parts) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let (log, socket) = (Log::default(), folder.path().join("guest.sock"));
     serve_guest(&socket, parts.guest, log.clone());
-    let store = Store::open(folder.path(), 0).unwrap();
+    let store = Store::open(folder.path(), Limits::default()).unwrap();
     let vm = FakeVm::new(parts.machine, log.clone(), socket.clone(), parts.space_needed);
     let ram = vm.ram.clone();
     let hypervisor = FakeHypervisor { facts: facts(), log: log.clone(), socket };

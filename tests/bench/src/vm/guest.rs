@@ -9,6 +9,7 @@ use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::qemu::{Qemu, QemuConfig};
 use unasnap_host::hypervisor::{CutTimes, Hypervisor, InPause, SavedVm, Vm};
 use unasnap_host::store::manifest::{Accel, Identity, RamWay};
+use unasnap_host::store::space::Limits;
 use unasnap_host::store::{Draft, Store};
 use unasnap_protocol::name::Name;
 use unasnap_tests::gauge::Gauge;
@@ -95,7 +96,7 @@ impl Guest {
     /// The driver refuses.
     pub async fn launch(settings: Settings, definition: VmDefinition) -> Result<Self> {
         let Settings { state_dir, accel, way } = settings;
-        let store = Store::open(&state_dir, 0)?;
+        let store = Store::open(&state_dir, Limits::default())?;
         let driver = Qemu::open(QemuConfig { state_dir, accel, ram_way: Some(way) }).await?;
         let vm = driver.start(&definition, 1).await?;
         Ok(Self { definition, driver, store, vm: Some(vm), gauge: None, incarnation: 1 })
