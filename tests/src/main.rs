@@ -151,6 +151,9 @@ enum Bank {
         /// Between two transfers on a connection, and between two rounds of datagrams, in microseconds
         #[arg(long, default_value_t = 4000)]
         pause_us: u64,
+        /// Observer who is shown each arrival
+        #[arg(long)]
+        show: Option<SocketAddr>,
     },
     /// Ask a member and print its state as JSON
     Ask {
@@ -204,9 +207,9 @@ fn execute(command: Command) -> Result<()> {
         }
         Command::Disk { path } => disk::count(&disk::open(&path)?)?,
         Command::Stream(Stream::Run { connect, block, show }) => stream::run(connect, block, show)?,
-        Command::Bank(Bank::Run { member, members, control, pause_us }) => {
+        Command::Bank(Bank::Run { member, members, control, pause_us, show }) => {
             let pause = Duration::from_micros(pause_us);
-            member::run(&member::MemberConfig { member, members, control, pause })?;
+            member::run(&member::MemberConfig { member, members, control, pause, show })?;
         }
         Command::Bank(Bank::Ask { member, request }) => {
             let state = control::ask(member, request)?;

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
-use std::net::{SocketAddr, TcpListener};
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use unasnap_tests::bank::book::State;
@@ -38,13 +39,23 @@ fn received(states: &[State]) -> u64 {
 #[test]
 fn members_pay_each_other_until_they_are_frozen_and_go_on() {
     let (members, controls) = (free(MEMBERS), free(MEMBERS));
+    let observer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let window = observer.local_addr().unwrap();
     for (member, control) in (1..).zip(controls.clone()) {
-        let config =
-            MemberConfig { member, members: members.clone(), control, pause: Duration::from_millis(1) };
+        let (members, pause) = (members.clone(), Duration::from_millis(1));
+        let config = MemberConfig { member, members, control, pause, show: Some(window) };
         // They run until the test's process ends.
         std::thread::spawn(move || run(&config).unwrap());
     }
     wait_until("300 transfers", || received(&all(&controls, Request::Look)) >= 300);
+    // Receiver, sender and transport of every channel.
+    let mut shown = BTreeSet::new();
+    observer.set_read_timeout(Some(LIMIT)).unwrap();
+    while shown.len() < (MEMBERS * (MEMBERS - 1) * 2) as usize {
+        let mut arrival = [0; 3];
+        assert_eq!(observer.recv(&mut arrival).unwrap(), 3);
+        shown.insert(arrival);
+    }
 
     assert!(all(&controls, Request::Freeze).iter().all(|state| state.frozen));
     wait_until("the last transfer", || {

@@ -6,6 +6,7 @@
 //! demo    snapshot a running ring on real VMs, kill everything, restore, finish
 //! control show what cuts do to a TCP stream without colouring, and with it
 //! bank    prove that restored snapshots are consistent, and that the proof finds the published mistakes
+//! chaos   kill, cut, fill and hang everything at every step, and prove that nothing is broken
 //! bench   what it costs, against every alternative
 //! test    every check there is
 //! ```
@@ -13,6 +14,7 @@
 mod bank;
 mod bench;
 mod build;
+mod chaos;
 mod demo;
 mod guest_image;
 mod interrupt;
@@ -52,6 +54,8 @@ enum Command {
     Control(demo::control::Options),
     /// Prove that restored snapshots are consistent, and that the proof finds the published mistakes
     Bank(bank::Options),
+    /// Kill, cut, fill and hang everything at every step, and prove that nothing is broken
+    Chaos(chaos::Options),
     /// Measure what unasnap costs, against every alternative, side by side
     Bench(bench::Options),
     /// Run every check there is
@@ -75,6 +79,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Demo(options) => demo::run(&layout, &options),
         Command::Control(options) => demo::control::run(&layout, &options),
         Command::Bank(options) => bank::run(&layout, &options),
+        Command::Chaos(options) => chaos::run(&layout, &options),
         Command::Bench(options) => bench::run(&layout, &options),
         Command::Test => test::run(&layout),
         Command::Build => build::build(&layout).map(|_| ()),

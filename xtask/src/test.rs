@@ -63,6 +63,7 @@ pub fn run(layout: &Layout) -> Result<()> {
             ("control", &["control"]),
             ("bank", &["bank", "--snapshots", "2", "--fault", "all"]),
             ("mixed", &["bank", "--snapshots", "2", "--colouring", "mixed"]),
+            ("chaos", &["chaos", "--sample"]),
             ("bench", &["bench", "--quick", "--json"]),
         ];
         for (name, arguments) in experiments {

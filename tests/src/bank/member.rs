@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::book::{Book, Transport};
 use super::control;
-use super::record::{Bytes, LENGTH};
+use super::record::{Bytes, LENGTH, Record};
 use crate::meter::announce;
 use crate::net::{PATIENCE, accept, connect};
 
@@ -25,6 +25,35 @@ pub struct MemberConfig {
     pub control: SocketAddr,
     /// Between two transfers on a connection, and between two rounds of datagrams.
     pub pause: Duration,
+    /// An observer who is shown each arrival: a datagram of receiver, sender and transport (0 TCP, 1 UDP), a byte each.
+    pub show: Option<SocketAddr>,
+}
+
+/// Shows arrivals to an observer, if there is one.
+#[derive(Debug, Clone)]
+struct Window {
+    own: u32,
+    socket: Option<Arc<UdpSocket>>,
+}
+
+impl Window {
+    fn open(own: u32, observer: Option<SocketAddr>) -> Result<Self> {
+        let connect = |observer| {
+            let socket = UdpSocket::bind("0.0.0.0:0").context("a UDP socket")?;
+            socket.connect(observer).with_context(|| format!("the observer {observer}"))?;
+            socket.set_nonblocking(true).context("a UDP socket")?;
+            anyhow::Ok(Arc::new(socket))
+        };
+        Ok(Self { own, socket: observer.map(connect).transpose()? })
+    }
+
+    fn show(&self, from: u32, transport: Transport) {
+        if let Some(socket) = &self.socket {
+            let byte = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
+            // One that is lost makes a gap; that is what gaps are.
+            let _ = socket.send(&[byte(self.own), byte(from), u8::from(transport == Transport::Udp)]);
+        }
+    }
 }
 
 type Shared = Arc<Mutex<Book>>;
@@ -40,6 +69,7 @@ fn lock(book: &Shared) -> MutexGuard<'_, Book> {
 pub fn run(config: &MemberConfig) -> Result<()> {
     let count = u32::try_from(config.members.len()).context("number of members")?;
     let book = Arc::new(Mutex::new(Book::open(config.member, count)?));
+    let window = Window::open(config.member, config.show)?;
     let own = config.members[config.member as usize - 1];
     let bound = |what: &str, address: SocketAddr| format!("{what} socket at {address}");
     let listener = TcpListener::bind(own).with_context(|| bound("TCP", own))?;
@@ -56,9 +86,9 @@ pub fn run(config: &MemberConfig) -> Result<()> {
     announce("BANK-READY", &json!({"member": config.member, "members": count}));
 
     for (number, stream) in incoming {
-        let book = Arc::clone(&book);
+        let (book, window) = (Arc::clone(&book), window.clone());
         std::thread::spawn(move || {
-            let why = receive(number, stream, &book);
+            let why = receive(number, stream, &book, &window);
             lock(&book).note_broken(number, false, why);
         });
     }
@@ -70,7 +100,7 @@ pub fn run(config: &MemberConfig) -> Result<()> {
         });
     }
     let (socket, for_datagrams) = (datagrams.try_clone().context("UDP socket")?, Arc::clone(&book));
-    std::thread::spawn(move || receive_datagrams(&socket, &for_datagrams));
+    std::thread::spawn(move || receive_datagrams(&socket, &for_datagrams, &window));
     send_datagrams(&datagrams, &others, &book, config.pause)
 }
 
@@ -117,13 +147,14 @@ fn send(to: u32, mut stream: TcpStream, book: &Shared, pause: Duration) -> Strin
 }
 
 /// Receives until the connection breaks; returns why.
-fn receive(from: u32, mut stream: TcpStream, book: &Shared) -> String {
+fn receive(from: u32, mut stream: TcpStream, book: &Shared, window: &Window) -> String {
     let mut bytes = [0; LENGTH];
     loop {
         if let Err(error) = stream.read_exact(&mut bytes) {
             return error.to_string();
         }
         lock(book).receive_stream(from, &bytes);
+        window.show(from, Transport::Tcp);
     }
 }
 
@@ -145,11 +176,12 @@ fn send_datagrams(
     }
 }
 
-fn receive_datagrams(socket: &UdpSocket, book: &Shared) {
+fn receive_datagrams(socket: &UdpSocket, book: &Shared, window: &Window) {
     let mut bytes: Bytes = [0; LENGTH];
     loop {
         if matches!(socket.recv_from(&mut bytes), Ok((LENGTH, _))) {
             lock(book).receive_datagram(&bytes);
+            window.show(Record::decode(&bytes).from, Transport::Udp);
         }
     }
 }

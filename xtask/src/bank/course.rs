@@ -1,23 +1,23 @@
 //! Snapshots under full traffic, restores, read-outs.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use unasnap_tests::bank::book::State;
-use unasnap_tests::bank::check::{Breach, Verdict, check};
+use unasnap_tests::bank::check::Verdict;
 
 use super::Options;
 use super::faults::Mistake;
 use super::report::{Hunt, Outcome, Round, words};
 use crate::build::Artifacts;
+use crate::lab::bank::{Members, command};
 use crate::lab::cluster::{Cluster, DEPLOYMENT, Scene};
-use crate::lab::console::{Console, address};
+use crate::lab::console::Console;
 use crate::lab::namespaces::Lab;
 use crate::lab::record::{Restored, Snapshot, Taken};
 use crate::lab::waiting::{Talk, wait, wait_for_hosts, wait_for_vms};
 use crate::layout::Layout;
-use crate::process::text;
 
 const HOSTS: u32 = 2;
 
@@ -27,10 +27,6 @@ const LATE_VM: u32 = 2;
 /// How late, in milliseconds: longer than the pauses of the others, far shorter than the members' lease.
 const LATE_MS: u32 = 150;
 
-/// Where members listen for each other and for requests.
-const PORT: u16 = 9002;
-const CONTROL_PORT: u16 = 9003;
-
 /// Transfers that every channel must have passed before a snapshot is taken.
 const WARM: u64 = 50;
 const WARM_UP: Duration = Duration::from_secs(90);
@@ -38,24 +34,17 @@ const WARM_UP: Duration = Duration::from_secs(90);
 /// How long restored VMs go on before they are frozen: contents of an undone future are then overtaken by new ones.
 const GO_ON: Duration = Duration::from_secs(1);
 
-/// TCP's longest pause between two tries is a few seconds so soon after a restore: what has not arrived then never will.
-const SETTLE: Duration = Duration::from_secs(25);
-
 /// So many snapshots of the honest system may be aborted.
 const ABORTED: u32 = 3;
-
-/// Longest time for one answer of a member.
-const ANSWER: Duration = Duration::from_secs(60);
 
 struct Bank<'a> {
     talk: Talk,
     lab: &'a Lab,
     cluster: Cluster<'a>,
     consoles: Vec<Console>,
-    program: PathBuf,
+    members: Members<'a>,
     /// Where states are kept.
     states: PathBuf,
-    vms: u32,
 }
 
 /// Carries everything out. The lab is gone when this returns; on failure the state is kept for a look.
@@ -69,6 +58,7 @@ pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<
         commands: (1..=options.vms).map(|vm| command(vm, options.vms)).collect(),
         colouring: options.colouring,
         late: Some((LATE_VM, LATE_MS)),
+        faults: false,
     };
     let cluster = Cluster::create(&lab, artifacts, &folder, &scene)?;
     let consoles = cluster.consoles();
@@ -76,7 +66,8 @@ pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<
     let states = folder.join("states");
     remake(&states)?;
     let talk = Talk::begin("bank");
-    let mut bank = Bank { talk, lab: &lab, cluster, consoles, program, states, vms: options.vms };
+    let members = Members { lab: &lab, program, vms: options.vms };
+    let mut bank = Bank { talk, lab: &lab, cluster, consoles, members, states };
     let outcome = bank.steps(options);
     bank.cluster.end("the bank", &bank.consoles, outcome)
 }
@@ -89,19 +80,9 @@ fn remake(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))
 }
 
-/// What VM number `vm` runs.
-fn command(vm: u32, vms: u32) -> String {
-    let members: Vec<_> = (1..=vms).map(|member| format!("{}:{PORT}", address(member))).collect();
-    format!(
-        "unasnap-ring bank run --member {vm} --members {} --control {}:{CONTROL_PORT}",
-        members.join(","),
-        address(vm)
-    )
-}
-
 impl Bank<'_> {
     fn steps(&mut self, options: &Options) -> Result<Outcome> {
-        self.talk.say(&format!("starting the daemons, which boot {} VMs", self.vms));
+        self.talk.say(&format!("starting the daemons, which boot {} VMs", self.members.vms));
         self.cluster.start()?;
         wait_for_vms(&mut self.cluster)?;
         let honest = self.honest(options.snapshots)?;
@@ -110,7 +91,7 @@ impl Bank<'_> {
         for mistake in options.fault.iter().flat_map(|choice| &choice.0) {
             faults.push(self.hunt(*mistake, &clean, options.runs)?);
         }
-        Ok(Outcome { schema: 1, vms: self.vms, late_ms: LATE_MS, honest, faults })
+        Ok(Outcome { schema: 1, vms: self.members.vms, late_ms: LATE_MS, honest, faults })
     }
 
     /// The system as it is. The last of its snapshots is taken in a network that clears the marks.
@@ -128,7 +109,7 @@ impl Bank<'_> {
             let found = words(&round.verdict.violations);
             ensure!(found.is_empty(), "the honest system: {}", found.join("; "));
             rounds.push(round);
-            self.ask_all("go")?;
+            self.members.ask_all("go")?;
         }
         Ok(rounds)
     }
@@ -180,7 +161,7 @@ impl Bank<'_> {
             if let Some(failure) = self.consoles.iter().find_map(Console::failure) {
                 bail!("a VM failed: {failure}");
             }
-            let Ok(states) = self.ask_all("look") else { return Ok(Some("the members".into())) };
+            let Ok(states) = self.members.ask_all("look") else { return Ok(Some("the members".into())) };
             let received =
                 |state: &State| state.peers.iter().map(|peer| peer.received.tcp.last).collect::<Vec<_>>();
             let now: Vec<_> = states.iter().flat_map(received).collect();
@@ -207,37 +188,13 @@ impl Bank<'_> {
         Ok(Round { snapshot: snapshot.id.clone(), bleached, apart_ms, restore_ms, verdict })
     }
 
-    /// Freezes all members and reads them out until everything has arrived, or something is certainly wrong, or too
-    /// much time has passed: then what is missing is lost. What was read out is kept, as `unasnap-ring check` takes it.
+    /// What was read out is kept, as `unasnap-ring check` takes it.
     fn settle(&self, snapshot: &str) -> Result<Verdict> {
-        self.ask_all("freeze")?;
-        let start = Instant::now();
-        loop {
-            let states = self.ask_all("state")?;
-            for state in &states {
-                let path = self.states.join(format!("{snapshot}-vm{}.json", state.member));
-                let text = serde_json::to_string(state).context("encoding a state")?;
-                std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-            }
-            let verdict = check(&states)?;
-            let missing = |breach: &Breach| *breach == Breach::NeverReceived;
-            let waits = verdict.violations.iter().all(|violation| missing(&violation.breach));
-            if verdict.violations.is_empty() || !waits || start.elapsed() > SETTLE {
-                return Ok(verdict);
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    fn ask_all(&self, request: &str) -> Result<Vec<State>> {
-        (1..=self.vms).map(|vm| self.ask(vm, request)).collect()
-    }
-
-    fn ask(&self, vm: u32, request: &str) -> Result<State> {
-        let mut command = self.lab.coordinator.command(&self.program);
-        command.args(["bank", "ask", &format!("{}:{CONTROL_PORT}", address(vm)), request]);
-        let answer = text(&format!("asking vm{vm} for {request}"), &mut command, ANSWER)?;
-        serde_json::from_str(&answer).with_context(|| format!("the answer of vm{vm}"))
+        self.members.settle(|state| {
+            let path = self.states.join(format!("{snapshot}-vm{}.json", state.member));
+            let text = serde_json::to_string(state).context("encoding a state")?;
+            std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+        })
     }
 }
 

@@ -117,6 +117,7 @@ pub fn with<T>(
         commands: (1..=setting.vms).map(gauge).collect(),
         colouring: setting.method.colouring(),
         late: None,
+        faults: false,
     };
     let folder = workshop.layout.target.join("bench/cluster");
     let cluster = Cluster::create(&lab, &artifacts, &folder, &scene)?;

@@ -90,6 +90,7 @@ fn experiment(layout: &Layout, artifacts: &Artifacts, coloured: bool, options: &
         commands: ring::stream_commands(),
         colouring: if coloured { Colouring::Auto } else { Colouring::None },
         late: Some((2, options.apart_ms + FIRST_PAUSE_MS)),
+        faults: false,
     };
     let folder = layout.target.join("control");
     let talk = Talk::begin("control");

@@ -48,6 +48,7 @@ pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<
         commands: (1..=options.vms).map(|vm| ring::command(vm, options.vms, options.tokens)).collect(),
         colouring: options.colouring(),
         late: None,
+        faults: false,
     };
     let mut cluster = Cluster::create(&lab, artifacts, &folder, &scene)?;
     let mut consoles = cluster.consoles();

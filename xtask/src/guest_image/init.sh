@@ -15,12 +15,13 @@ mount -t bpf bpf /sys/fs/bpf
 mount -t tmpfs run /run
 while read -r module; do insmod "/lib/modules/$module"; done </lib/modules/order
 
-name=guest ip= ip6= run=
+name=guest ip= ip6= run= agent=
 for word in $(cat /proc/cmdline); do
     case $word in
     unasnap.name=*) name=${word#*=} ;;
     unasnap.ip=*) ip=${word#*=} ;;
     unasnap.ip6=*) ip6=${word#*=} ;;
+    unasnap.agent=*) agent=${word#*=} ;;
     unasnap.run=*) run=$(printf '%b' "$(echo "${word#*=}" | sed 's/%/\\x/g')") ;;
     esac
 done
@@ -36,7 +37,7 @@ if [ -e /sys/class/net/eth0 ]; then
 fi
 
 (while :; do
-    unasnap-guest run
+    env $agent unasnap-guest run
     echo "UNASNAP-AGENT-ENDED $?"
     sleep 1
 done) &

@@ -33,6 +33,8 @@ pub struct Scene {
     pub colouring: Colouring,
     /// A VM whose cuts begin late on purpose, and by how many milliseconds.
     pub late: Option<(u32, u32)>,
+    /// Can fault points be armed?
+    pub faults: bool,
 }
 
 /// How the VMs' packets are coloured.
@@ -124,7 +126,8 @@ impl<'a> Cluster<'a> {
         &self.logs
     }
 
-    fn program(&self, name: &str) -> PathBuf {
+    /// Path of a program.
+    pub fn program(&self, name: &str) -> PathBuf {
         self.artifacts.programs.join(name)
     }
 
@@ -150,8 +153,10 @@ impl<'a> Cluster<'a> {
         self.write("client.toml", &format!("coordinator = \"{address}\"\n{}", tls("operator")))?;
         for host in self.host_names() {
             let keys = tls(&format!("host-{host}"));
+            // Disks are to fill up to the last byte.
+            let reserve = if self.scene.faults { "reserve_mb = 0\n" } else { "" };
             let text = format!(
-                "name = \"{host}\"\ncoordinator = \"{address}\"\nstate_dir = \"{host}\"\nvm_dir = \"{host}-vms\"\n{keys}"
+                "name = \"{host}\"\ncoordinator = \"{address}\"\nstate_dir = \"{host}\"\nvm_dir = \"{host}-vms\"\n{reserve}{keys}"
             );
             self.write(&format!("{host}.toml"), &text)?;
             let folder = self.state.join(format!("{host}-vms"));
@@ -184,6 +189,8 @@ impl<'a> Cluster<'a> {
             "console=ttyS0 quiet panic=1 no_timer_check unasnap.name={} unasnap.ip={address}/24 unasnap.run={run}",
             name(vm)
         );
+        let agent = "unasnap.agent=UNASNAP_TEST_FAULT_POINT=@/run/fault-point";
+        let append = if self.scene.faults { format!("{append} {agent}") } else { append };
         let colouring = self.scene.colouring.of(vm);
         let (kernel, initrd) = (self.artifacts.kernel.display(), self.artifacts.initramfs.display());
         format!(
@@ -205,22 +212,57 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// A program cannot be started.
     pub fn start(&mut self) -> Result<()> {
-        let mut coordinator = self.lab.coordinator.command(&self.program("unasnap"));
-        coordinator.envs(self.switches.iter().cloned());
-        coordinator.arg("coordinator").arg("--config").arg(self.state.join("coordinator.toml"));
-        let log = self.logs.join("coordinator.log");
-        self.daemons.push(self.lab.coordinator.start("the coordinator", &mut coordinator, &log)?);
-        for (host, namespace) in self.host_names().zip(&self.lab.hosts) {
-            let mut agent = namespace.command(&self.program("unasnap-host"));
-            agent.args(["run", "--config"]).arg(self.state.join(format!("{host}.toml")));
-            agent.envs(self.switches.iter().cloned());
-            if let Some((vm, milliseconds)) = self.scene.late {
-                agent.env("UNASNAP_TEST_TAKE_DELAY_MS", format!("{}={milliseconds}", name(vm)));
-            }
-            let log = self.logs.join(format!("{host}.log"));
-            self.daemons.push(namespace.start(&format!("host agent {host}"), &mut agent, &log)?);
-        }
+        (0..=self.lab.hosts.len()).try_for_each(|daemon| {
+            let group = self.start_one(daemon)?;
+            self.daemons.push(group);
+            Ok(())
+        })
+    }
+
+    /// Kills one daemon, if it still runs, and starts it anew; 0 is the coordinator, others are the hosts' agents.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn restart_one(&mut self, daemon: usize) -> Result<()> {
+        drop(self.daemons.remove(daemon));
+        let group = self.start_one(daemon)?;
+        self.daemons.insert(daemon, group);
         Ok(())
+    }
+
+    /// One daemon, counted as by [`restart_one`](Self::restart_one).
+    pub fn daemon(&mut self, daemon: usize) -> &mut Group {
+        &mut self.daemons[daemon]
+    }
+
+    fn start_one(&self, daemon: usize) -> Result<Group> {
+        let (who, namespace) = match daemon {
+            0 => ("coordinator".to_owned(), &self.lab.coordinator),
+            host => (format!("h{host}"), &self.lab.hosts[host - 1]),
+        };
+        let program = self.program(if daemon == 0 { "unasnap" } else { "unasnap-host" });
+        let mut command = namespace.command(&program);
+        command.arg(if daemon == 0 { "coordinator" } else { "run" });
+        command.arg("--config").arg(self.state.join(format!("{who}.toml")));
+        command.envs(self.switches.iter().cloned());
+        if self.scene.faults {
+            command.env("UNASNAP_TEST_FAULT_POINT", format!("@{}", self.fault_file(daemon).display()));
+        }
+        if let Some((vm, milliseconds)) = self.scene.late.filter(|_| daemon > 0) {
+            command.env("UNASNAP_TEST_TAKE_DELAY_MS", format!("{}={milliseconds}", name(vm)));
+        }
+        let title = if daemon == 0 { "the coordinator".to_owned() } else { format!("host agent {who}") };
+        namespace.start(&title, &mut command, &self.log(daemon))
+    }
+
+    /// What a daemon writes, counted as by [`restart_one`](Self::restart_one).
+    pub fn log(&self, daemon: usize) -> PathBuf {
+        self.logs.join(if daemon == 0 { "coordinator.log".to_owned() } else { format!("h{daemon}.log") })
+    }
+
+    /// The file that arms a daemon's fault point.
+    pub fn fault_file(&self, daemon: usize) -> PathBuf {
+        self.state.join(format!("fault-{daemon}"))
     }
 
     /// Kills the daemons and starts them anew with these environment variables; the VMs go on.
@@ -265,12 +307,18 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// What the command says.
     pub fn ask<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T> {
-        let mut command = self.lab.coordinator.command(&self.program("unasnap"));
-        command.arg("--config").arg(self.state.join("client.toml")).arg("--json").args(arguments);
+        let mut command = self.operator(arguments);
         let name = format!("unasnap {}", arguments.join(" "));
         let answer = text(&name, &mut command, COMMAND)?;
         serde_json::from_str(&answer)
             .with_context(|| format!("{name} printed something unexpected: {answer}"))
+    }
+
+    /// A command of the operator, to be run with a limit of one's own.
+    pub fn operator(&self, arguments: &[&str]) -> Command {
+        let mut command = self.lab.coordinator.command(&self.program("unasnap"));
+        command.arg("--config").arg(self.state.join("client.toml")).arg("--json").args(arguments);
+        command
     }
 
     /// The end of `what`: kills everything, keeps the guests' consoles beside the logs, and removes the rest (RAM, disks,

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -50,6 +51,9 @@ impl Lab {
     /// Address of the coordinator.
     pub const COORDINATOR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
+    /// Address at the LAN's bridge, among the guests; no member.
+    pub const WATCH: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 253);
+
     /// The coordinator's machine among the guests, from where workloads are asked; no member.
     const AMONG_GUESTS: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 254);
 
@@ -74,6 +78,7 @@ impl Lab {
             namespace.ip("link set lo up")?;
         }
         add_bridge(&lab.lan)?;
+        lab.lan.ip(&format!("addr add {}/24 dev br0", Self::WATCH))?;
         lab.coordinator.plug(&lab.lan, 0)?;
         lab.coordinator.ip(&format!("addr add {}/24 dev up0", Self::COORDINATOR))?;
         lab.coordinator.ip(&format!("addr add {}/24 dev up0", Self::AMONG_GUESTS))?;
@@ -98,6 +103,20 @@ impl Lab {
         let table = "add table bridge bleach; delete table bridge bleach";
         let script = if on { format!("{table}; add table bridge bleach; {rule}") } else { table.to_owned() };
         run("nft", self.lan.command(Path::new("nft")).arg(script), QUICK)
+    }
+
+    /// Where the hosts' packets pass and can be watched: no machine, so that no cut link is in the way. Guests know it as
+    /// [`WATCH`](Self::WATCH).
+    pub fn lan(&self) -> &Namespace {
+        &self.lan
+    }
+
+    /// Plugs a machine's cable out or in again: 0 is the coordinator's, others are the hosts'.
+    ///
+    /// # Errors
+    /// `ip` is not allowed to.
+    pub fn set_cable(&self, machine: usize, plugged: bool) -> Result<()> {
+        self.lan.ip(&format!("link set port{machine} {}", if plugged { "up" } else { "down" }))
     }
 
     /// Kills everything in the lab with SIGKILL and returns how many processes that were.
@@ -134,7 +153,41 @@ impl Namespace {
         Group::spawn(name, command.stdout(Stdio::from(copy)).stderr(Stdio::from(file)))
     }
 
-    fn ip(&self, arguments: &str) -> Result<()> {
+    /// Processes in here.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub fn processes(&self) -> Result<Vec<Pid>> {
+        processes(std::slice::from_ref(self))
+    }
+
+    /// As a power cut: everything in here ends at once.
+    ///
+    /// # Errors
+    /// Something is still there after 20 s.
+    pub fn kill_everything(&self) -> Result<usize> {
+        kill_everything(std::slice::from_ref(self))
+    }
+
+    /// Does something on a thread in here; its sockets stay in here.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or what `act` says.
+    pub fn enter<T: Send + 'static>(&self, act: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let path = Path::new("/run/netns").join(&self.0);
+        let thread = std::thread::spawn(move || {
+            let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+            setns(file, CloneFlags::CLONE_NEWNET).context("entering a namespace")?;
+            act()
+        });
+        thread.join().unwrap_or_else(|_| bail!("a thread in a namespace panicked"))
+    }
+
+    /// `ip` in here.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn ip(&self, arguments: &str) -> Result<()> {
         ip(&format!("-n {} {arguments}", self.0))
     }
 

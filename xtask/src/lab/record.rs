@@ -113,6 +113,34 @@ pub struct Status {
     pub hosts: Vec<Host>,
     /// VMs known.
     pub vms: Vec<Vm>,
+    /// Snapshots and restores under way.
+    #[serde(default)]
+    pub courses: Vec<Course>,
+}
+
+/// A snapshot or restore under way.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Course {
+    /// What is taken or restored.
+    pub snapshot: String,
+    /// The step.
+    pub phase: String,
+}
+
+/// `snapshot list`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Listed {
+    /// Usable snapshots, the oldest first.
+    pub snapshots: Vec<Entry>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Entry {
+    /// Its name.
+    pub id: String,
+    /// `committed`, or with `--all` where it stands otherwise.
+    pub state: String,
 }
 
 /// One host.
