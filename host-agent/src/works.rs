@@ -128,9 +128,11 @@ impl Works {
         let store_failure = |error: StoreError| store_failure(&error, Phase::Prepare);
         let draft = self.store.begin(&envelope.snapshot, &self.definition.name).map_err(store_failure)?;
         let folder = draft.folder().to_owned();
-        let promised = self.store.promise(&draft, vm.space_needed());
+        if let Err(full) = self.store.promise(&draft, vm.space_needed()) {
+            self.store.abandon(&draft).map_err(store_failure)?;
+            return Err(store_failure(full));
+        }
         *self.draft.lock().await = Some(draft);
-        promised.map_err(store_failure)?;
         vm.prepare_cut(&folder).await.map_err(|error| hypervisor_failure(&error, Phase::Prepare))?;
         colours.set_word(WordState::colouring(envelope.epoch), Phase::Prepare).await
     }
