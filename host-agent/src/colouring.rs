@@ -40,6 +40,8 @@ pub struct Colours {
     taps: Arc<dyn Taps>,
     /// The guest agent. In `host` mode there need not be one.
     guest: GuestChannel,
+    /// May an earlier agent have left the guest in the middle of a cut?
+    left_open: bool,
     /// Did it answer when it was asked last?
     guest_answers: Option<bool>,
     way: Way,
@@ -88,6 +90,7 @@ impl Colours {
             wanted: definition.colouring,
             taps,
             guest: GuestChannel::new(std::path::PathBuf::new(), 0),
+            left_open: false,
             guest_answers: None,
             way,
             settled: false,
@@ -132,13 +135,19 @@ impl Colours {
     pub async fn begin(&mut self, vm: &mut dyn Vm, adopted: bool) {
         self.guest = GuestChannel::new(vm.guest_channel_path().to_owned(), vm.incarnation());
         self.guest_answers = None;
+        self.left_open = adopted;
         self.settled = false;
         if !adopted || !self.wants_host() {
             host::remove(&self.taps, &self.vm, vm.host_interfaces()).await;
         }
         if self.wants_host() {
             match host::install(&self.taps, &self.vm, vm.host_interfaces()).await {
-                Ok(programs) => self.settle(Way::Host(Some(programs)), String::new()),
+                Ok(mut programs) => {
+                    if adopted {
+                        close(programs.as_mut());
+                    }
+                    self.settle(Way::Host(Some(programs)), String::new());
+                }
                 Err(failure) => {
                     tracing::warn!(vm = %self.vm, "{failure}");
                     failure.text.clone_into(&mut self.note);
@@ -170,13 +179,30 @@ impl Colours {
 
     /// Asks the guest agent whether it is there, and tries what could not be tried before it was.
     pub async fn look(&mut self, vm: &mut dyn Vm) {
-        let answers = self.guest.identify().await.is_ok();
+        let identity = self.guest.identify().await;
+        let answers = identity.is_ok();
         self.guest_answers = Some(answers);
+        if let Ok(identity) = identity {
+            self.close_guest(identity.word).await;
+        }
         if answers
             && !self.settled
             && let Err(failure) = self.choose(vm).await
         {
             tracing::warn!(vm = %self.vm, "{failure}");
+        }
+    }
+
+    /// The cut that an earlier agent was in the middle of has gone with it, and no ABORT comes for what nobody remembers.
+    async fn close_guest(&mut self, word: WordState) {
+        let open = word.colouring || word.strict || word.send != word.receive;
+        if !std::mem::take(&mut self.left_open) || !open || !self.needs_guest() {
+            return;
+        }
+        tracing::info!(vm = %self.vm, "an earlier agent left colouring on");
+        if let Err(failure) = self.set_word(WordState::idle(word.send.max(word.receive)), Phase::Abort).await
+        {
+            tracing::warn!(vm = %self.vm, "colouring stays on until the next snapshot: {failure}");
         }
     }
 
@@ -276,6 +302,7 @@ impl Colours {
     /// # Errors
     /// Kernel or guest agent do not.
     pub async fn set_word(&mut self, word: WordState, phase: Phase) -> Result<(), Failure> {
+        self.left_open = false;
         match &mut self.way {
             Way::None | Way::Host(None) => Ok(()),
             Way::Host(Some(programs)) => {
@@ -344,6 +371,16 @@ impl Colours {
             Err(error) => Ok(vec![format!("clock, entropy and neighbours were not told: {error}")]),
         }
     }
+}
+
+/// As [`Colours::close_guest`], for programs on taps.
+fn close(programs: &mut dyn TapPrograms) {
+    let idle = |word: StateWord| {
+        let epoch = word.send().max(word.receive());
+        Ok(StateWord::new(epoch, epoch, false, false))
+    };
+    // It has no state from which it could be refused.
+    let _ = programs.change(&idle);
 }
 
 fn kernel_failure(error: &anyhow::Error, phase: Phase) -> Failure {

@@ -39,6 +39,8 @@ pub enum Guest {
     Healthy,
     /// Reads and never answers.
     Silent,
+    /// Its word stands in the middle of a cut from epoch 6.
+    InACut,
     /// The member advanced by itself between the two flips.
     AdvancesInTheStraddle,
     /// It names a place in RAM where its word is not.
@@ -194,7 +196,10 @@ fn reply(request: &GuestRequest, behaviour: Guest) -> GuestReply {
             hostname: "vm1".into(),
             interfaces: vec![],
             attach: AttachKind::Tcx,
-            word: WordState::idle(0),
+            word: match behaviour {
+                Guest::InACut => WordState { send: 7, ..WordState::colouring(6) },
+                _ => WordState::idle(0),
+            },
         }),
         GuestRequest::CountOutside(()) => GuestReply::Outside(3),
         GuestRequest::LocateWord(()) => {

@@ -292,3 +292,25 @@ async fn a_restore_destroys_before_it_loads_and_sets_the_word_before_the_hooks()
     ];
     assert_eq!(bench.log.taken(), expected);
 }
+
+/// An agent died in the middle of a cut, and what it knew of that: nobody else would turn colouring off again.
+#[tokio::test]
+async fn what_an_earlier_agent_left_open_is_closed() {
+    for (guest, expected) in [(Guest::InACut, 1), (Guest::Healthy, 0)] {
+        let bench = bench(guest, Machine::Healthy, 0).await;
+        let adopted =
+            FakeVm::new(Machine::Healthy, bench.log.clone(), bench.folder.path().join("guest.sock"), 0);
+        bench.works.take_charge(Some((Box::new(adopted), Origin::Adopted))).await;
+        for _ in 0..2 {
+            bench.works.report().await;
+        }
+        let log = bench.log.taken();
+        assert_eq!(log.iter().filter(|line| *line == "word 7 7 off").count(), expected, "{log:?}");
+    }
+    let parts = Parts { colouring: "host", taps: TapState::Healthy, ..GUEST };
+    let bench = made_of(parts).await;
+    let adopted = FakeVm::new(Machine::Healthy, bench.log.clone(), bench.folder.path().join("guest.sock"), 0);
+    bench.works.take_charge(Some((Box::new(adopted), Origin::Adopted))).await;
+    let log = bench.log.taken();
+    assert!(log.iter().any(|line| line.starts_with("tap: word")), "{log:?}");
+}
