@@ -39,7 +39,7 @@ pub type Members = BTreeMap<Name, Handle>;
 pub struct Standing {
     /// For the inventory.
     pub report: VmReport,
-    /// The snapshot that is under way, after its cut.
+    /// The snapshot that is under way.
     pub undecided: Option<Undecided>,
 }
 
@@ -152,10 +152,12 @@ impl Member {
     }
 
     fn show(&self, report: VmReport) {
+        // It wishes to be woken while it waits, prepared or armed: an ABORT may have been lost with the connection.
+        let waits = self.wake.is_some();
         let undecided = self
             .participant
             .open()
-            .filter(|_| self.saving.is_some() || self.participant.is_saved())
+            .filter(|_| waits || self.saving.is_some() || self.participant.is_saved())
             .map(|envelope| Undecided { envelope: envelope.clone(), saved: self.participant.is_saved() });
         self.standing.send_replace(Standing { report, undecided });
     }
