@@ -7,13 +7,15 @@ use serde::Serialize;
 
 use super::check::poor_words;
 use super::stage::{Asking, Stage};
-use super::table::{Course, Row, Victim};
+use super::table::{Blow, Course, Row, Victim};
 use super::traffic::Gap;
 
 /// For the armed point to be reached.
 const REACHED: Duration = Duration::from_secs(60);
 /// How long what was struck is left alone: the lease of 2 s and a second for TCP.
 const ALONE: Duration = Duration::from_secs(3);
+/// After so long a link is mended although nobody has complained.
+const UNHEARD: Duration = Duration::from_secs(30);
 /// A bound that only a defect exceeds, however busy this machine is. What it took is measured and printed.
 const TRAFFIC: Duration = Duration::from_secs(25);
 /// Snapshots that are kept from row to row: the newest is what is restored.
@@ -75,24 +77,34 @@ fn steps(stage: &mut Stage<'_>, row: &Row, findings: &mut Findings) -> Result<()
     stage.strike(row.blow)?;
     let struck = struck.max(if row.blow.silences().is_empty() { struck } else { Instant::now() });
     stage.disarm(row.victim)?;
-    let said = asking.map_or(Ok(Ok(())), Asking::end)?;
-    let done = said.is_ok();
-    findings.words = said.err().unwrap_or_default();
+    wait_alone(row.blow, asking.as_ref(), struck);
     // A restore stops all VMs by intention.
     if !matches!(row.course, Course::Restore | Course::RestoreArmed) {
-        std::thread::sleep(ALONE.saturating_sub(struck.elapsed()));
         stage.wait_for_traffic(row.blow.silences(), struck, TRAFFIC)?;
         findings.gap = Some(stage.watch.gap(row.blow.silences(), struck));
     }
+    stage.mend(row.blow)?;
+    let said = asking.map_or(Ok(Ok(())), Asking::end)?;
+    let done = said.is_ok();
+    findings.words = said.err().unwrap_or_default();
     if !done && let Some(poor) = poor_words(row, &findings.words) {
         bail!("the report is no help: {poor} in {:?}", findings.words);
     }
-    stage.mend(row.blow)?;
     recover(stage, row, done, findings)?;
     stage.wait_until_settled()?;
     stage.take().context("the next snapshot")?;
     stage.wait_for_traffic(&[], struck, TRAFFIC)?;
     tidy(stage)
+}
+
+/// Nobody helps what was struck for some seconds. What died is started again soon, as a service manager would; a link or a
+/// hypervisor comes back when the operator has heard of it, or much later.
+fn wait_alone(blow: Blow, asking: Option<&Asking>, struck: Instant) {
+    std::thread::sleep(ALONE.saturating_sub(struck.elapsed()));
+    let restarts = matches!(blow, Blow::Kill | Blow::KillGuestAgent(_) | Blow::Reboot(_));
+    while !restarts && struck.elapsed() < UNHEARD && asking.is_some_and(|asking| !asking.has_ended()) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// What has to be so before.
