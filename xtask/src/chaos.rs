@@ -106,15 +106,19 @@ pub fn run(layout: &Layout, options: &Options) -> Result<()> {
         rest = &rest[played..];
     }
     let violations = failures(&outcomes);
+    let stood = outcomes.iter().filter(|outcome| outcome.stood_still).count();
+    let helpless =
+        || outcomes.iter().filter(|outcome| !outcome.stood_still).filter_map(|outcome| outcome.gap);
     let slowest = |gaps: &mut dyn Iterator<Item = f64>| gaps.fold(0.0, f64::max);
-    let any = slowest(&mut outcomes.iter().filter_map(|outcome| outcome.gap).map(|gap| gap.any_ms));
-    let tcp = slowest(&mut outcomes.iter().filter_map(|outcome| outcome.gap).map(|gap| gap.tcp_ms));
+    let any = slowest(&mut helpless().map(|gap| gap.any_ms));
+    let tcp = slowest(&mut helpless().map(|gap| gap.tcp_ms));
     let report = Report { schema: 1, seed: options.seed, runs: outcomes.len(), violations, outcomes };
     if options.json {
         println!("{}", serde_json::to_string(&report).context("the report")?);
     }
     eprintln!(
-        "chaos: {} runs, {violations} violations; traffic flowed again after {any:.0} ms at most (TCP {tcp:.0} ms)",
+        "chaos: {} runs, {violations} violations; traffic flowed again after {any:.0} ms at most (TCP {tcp:.0} ms); \
+         in {stood} runs a VM stood still until its host agent was back",
         report.runs
     );
     ensure!(violations == 0, "{violations} of {} runs violated something; see above", report.runs);

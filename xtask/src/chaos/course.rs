@@ -32,7 +32,9 @@ pub struct Outcome {
     pub course: String,
     /// What is wrong; `None` when nothing is.
     pub violation: Option<String>,
-    /// Traffic after the blow, with nobody's help.
+    /// Did a VM stand still until the agent of its host was started again?
+    pub stood_still: bool,
+    /// Traffic after the blow; with nobody's help, unless a VM stood still.
     pub gap: Option<Gap>,
     /// Traffic after the restore, where one was needed.
     pub after_restore: Option<Gap>,
@@ -45,6 +47,7 @@ pub struct Outcome {
 /// What is known so far.
 #[derive(Default)]
 struct Findings {
+    stood_still: bool,
     gap: Option<Gap>,
     after_restore: Option<Gap>,
     words: String,
@@ -55,11 +58,12 @@ pub fn play(stage: &mut Stage<'_>, row: &Row) -> Outcome {
     let start = Instant::now();
     let mut findings = Findings::default();
     let played = steps(stage, row, &mut findings);
-    let Findings { gap, after_restore, words } = findings;
+    let Findings { stood_still, gap, after_restore, words } = findings;
     Outcome {
         row: row.to_string(),
         course: format!("{:?}", row.course).to_lowercase(),
         violation: played.err().map(|error| format!("{error:#}")),
+        stood_still,
         gap,
         after_restore,
         words,
@@ -79,11 +83,21 @@ fn steps(stage: &mut Stage<'_>, row: &Row, findings: &mut Findings) -> Result<()
     stage.disarm(row.victim)?;
     wait_alone(row.blow, asking.as_ref(), struck);
     // A restore stops all VMs by intention.
-    if !matches!(row.course, Course::Restore | Course::RestoreArmed) {
-        stage.wait_for_traffic(row.blow.silences(), struck, TRAFFIC)?;
-        findings.gap = Some(stage.watch.gap(row.blow.silences(), struck));
+    let watched = !matches!(row.course, Course::Restore | Course::RestoreArmed);
+    if watched {
+        // A host agent that dies in the pause of a cut leaves that VM stopped until it is started again.
+        let may_stand = matches!((row.victim, row.blow), (Victim::Host(_), Blow::Kill));
+        let limit = if may_stand { Duration::ZERO } else { TRAFFIC };
+        match stage.wait_for_traffic(row.blow.silences(), struck, limit) {
+            Err(error) if !may_stand => return Err(error),
+            flows => findings.stood_still = flows.is_err(),
+        }
     }
     stage.mend(row.blow)?;
+    if findings.stood_still {
+        stage.wait_for_traffic(row.blow.silences(), struck, TRAFFIC)?;
+    }
+    findings.gap = watched.then(|| stage.watch.gap(row.blow.silences(), struck));
     let said = asking.map_or(Ok(Ok(())), Asking::end)?;
     let done = said.is_ok();
     findings.words = said.err().unwrap_or_default();
@@ -208,6 +222,7 @@ impl Outcome {
             }
             (None, None) => "no traffic".to_owned(),
         };
+        let traffic = if self.stood_still { format!("{traffic}, with its agent back") } else { traffic };
         let words = self.violation.as_deref().unwrap_or(&self.words).replace('\n', " ");
         format!("{verdict:<9} {:<44} {:<8} {traffic}; {:.0} s; {words}", self.row, self.course, self.seconds)
     }

@@ -157,8 +157,9 @@ fn from_outside() -> Vec<Row> {
     rows.push(row(Coordinator, "order.Delete.after", Blow::Unplug(1), Delete));
     // Of the RAM and the disk layers of one VM, so much fits.
     for left in [0, 1, 4096, 65_537, 1 << 20, 9_999_999, 20 << 20, 40 << 20] {
-        rows.push(row(Host(2), "store.begin.after", Blow::FillDisk(left), Take));
+        rows.push(row(Host(2), "qmp.migrate.before", Blow::FillDisk(left), Take));
     }
+    rows.push(row(Host(2), "store.begin.after", Blow::FillDisk(1 << 20), Take));
     rows.push(row(Host(2), "answer.Cut.after", Blow::FillDisk(0), Take));
     // A member is slow, or a step of it fails.
     rows.push(row(Host(1), "qmp.stop.before", Blow::Late(2600), Take));
@@ -191,7 +192,7 @@ pub fn sample() -> Vec<Row> {
         "order.Commit.before reboot-h1",
         "order.Restore.after kill",
         "journal.removed.before kill",
-        "store.begin.after fill-disk-1048576",
+        "qmp.migrate.before fill-disk-1048576",
         "qmp.stop.before late-2600",
     ];
     let all = all();
