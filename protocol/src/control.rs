@@ -30,7 +30,7 @@ pub const MAX_VMS_PER_HOST: usize = 1024;
 pub const MAX_AHEAD_NS: u64 = 1_000_000_000;
 
 /// To whom an order goes and in which course of events; the reply repeats it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Envelope {
     /// The member.
     pub vm: Name,
@@ -101,7 +101,7 @@ impl std::fmt::Display for Phase {
 }
 
 /// Kind of a failure: stable over releases, for programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
     /// The VM does not run, or is not known.
@@ -140,6 +140,13 @@ pub struct Failure {
     pub phase: Phase,
     /// For people.
     pub text: String,
+}
+
+/// Failures that differ in their words only are the same to every machine, hence to whoever counts states.
+impl std::hash::Hash for Failure {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (self.kind, self.phase).hash(state);
+    }
 }
 
 impl Failure {
@@ -229,7 +236,7 @@ pub enum VmState {
 }
 
 /// How a member's packets are coloured (protocol.md section 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Colouring {
     /// The straddle through the guest agent.
@@ -299,7 +306,7 @@ messages! {
 }
 
 /// Files of one member's local snapshot, as the operator's report shows them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SavedReport {
     /// blake3 of the manifest, which holds the digests of all files.
     pub digest: [u8; 32],
@@ -310,7 +317,7 @@ pub struct SavedReport {
 }
 
 /// Times of one cut, nanoseconds of the host's clock.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CutReport {
     /// How this cut's packets were coloured.
     pub colouring: Colouring,
@@ -341,6 +348,7 @@ impl CutReport {
 
 messages! {
     /// What the coordinator orders a member to do; every order may be repeated.
+    #[derive(Hash)]
     pub enum Order with Envelope {
         /// Verify; set both epochs; colouring on. The body lists the addresses of all members.
         16 => Prepare(Vec<Prefix>),
@@ -368,6 +376,7 @@ messages! {
 
 messages! {
     /// What a member answers.
+    #[derive(Hash)]
     pub enum Answer with Envelope {
         /// To PREPARE.
         64 => Prepared(()),

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// One mistake, or none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Fault {
     /// The protocol as it should be.
     #[default]

@@ -43,7 +43,7 @@ impl WordState {
 }
 
 /// An address or prefix by which members are known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Prefix {
     /// IPv4 address and prefix length 0-32.
     V4([u8; 4], u8),

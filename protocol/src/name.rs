@@ -1,6 +1,7 @@
 //! Names that come over the wire and end in paths, tables and messages: validated once, here.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ pub const MAX_NAME_BYTES: usize = 63;
 /// terminal and in a certificate.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 /// A text that is not a [`Name`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,7 +32,7 @@ impl Name {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         let fits = (1..=MAX_NAME_BYTES).contains(&text.len());
         if fits && text.bytes().all(allowed) && !text.starts_with('-') {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err(BadName(text.chars().take(MAX_NAME_BYTES + 1).collect()))
         }
@@ -60,7 +61,7 @@ impl std::str::FromStr for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> Self {
-        name.0
+        name.as_str().to_owned()
     }
 }
 
