@@ -88,7 +88,7 @@ impl Default for Config {
 /// The lower 31 bits are the receive epoch, so that a stamp of an earlier epoch is recognised; the upper 33
 /// bits are monotonic time in units of 2^20 ns (1.05 ms), which come round in 104 days: elapsed time is
 /// taken modulo that. 0 means "none yet".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(transparent)]
 pub struct DropStamp(u64);
 

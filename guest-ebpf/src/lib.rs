@@ -19,5 +19,5 @@ pub mod rules;
 mod word;
 
 pub use counters::Counter;
-pub use rules::{CodePoints, Egress, Ingress, egress, ingress};
+pub use rules::{CodePoints, Dropped, Egress, Ingress, dropped, egress, ingress};
 pub use word::{Colour, Late, StateWord};

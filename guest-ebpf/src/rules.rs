@@ -4,7 +4,10 @@
 //! packet is IP, not neighbour discovery, and that the other end is a member. As most packets are not
 //! worth a look-up, callers ask the rule first and look the member up only when the rule wants to act.
 
-use crate::word::{Colour, StateWord};
+use crate::{
+    layout::DropStamp,
+    word::{Colour, StateWord},
+};
 
 /// The DSCP values (1-63, distinct) of the colours 0, 1 and 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +122,30 @@ pub const fn ingress(word: StateWord, dscp: u8, code_points: CodePoints) -> Ingr
     }
 }
 
+/// What follows a drop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// The first of this receive epoch: put this stamp in place.
+    Remember(DropStamp),
+    /// Within the lease: nothing.
+    Wait,
+    /// Beyond it: put this word in the place of the one that dropped the packet (compare-and-swap), and the empty stamp.
+    Advance(StateWord),
+}
+
+/// Self-advance (protocol.md section 4): peers have cut long ago and nobody tells this member to, so whoever should have is
+/// dead. `word` dropped a packet at the monotonic time `now_ns`; `first` stands where the last [`Dropped::Remember`] put it.
+#[inline(always)]
+#[must_use]
+pub const fn dropped(word: StateWord, first: DropStamp, now_ns: u64, lease_ns: u64) -> Dropped {
+    let now = DropStamp::new(word.receive(), now_ns);
+    match first.elapsed_ns(now) {
+        None => Dropped::Remember(now),
+        Some(elapsed) if elapsed > lease_ns => Dropped::Advance(word.self_advanced()),
+        Some(_) => Dropped::Wait,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,5 +208,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_member_advances_only_after_dropping_for_longer_than_the_lease() {
+        const MS: u64 = 1_000_000;
+        let word = StateWord::new(4, 4, true, true);
+        let Dropped::Remember(first) = dropped(word, DropStamp::default(), 1000 * MS, 2000 * MS) else {
+            panic!("the first drop is remembered");
+        };
+        assert_eq!(dropped(word, first, 2990 * MS, 2000 * MS), Dropped::Wait);
+        assert_eq!(dropped(word, first, 3010 * MS, 2000 * MS), Dropped::Advance(word.self_advanced()));
+        let next = StateWord::new(5, 5, true, true);
+        assert!(
+            matches!(dropped(next, first, 3010 * MS, 2000 * MS), Dropped::Remember(_)),
+            "another epoch's"
+        );
     }
 }

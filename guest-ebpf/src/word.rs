@@ -58,7 +58,7 @@ impl Colour {
 /// `{ send epoch, receive epoch, colouring, strict }`, packed.
 ///
 /// Epochs are 31 bits wide and the topmost one is followed by 0; at one snapshot a second that is in 68 years.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(transparent)]
 pub struct StateWord(u64);
 

@@ -5,7 +5,7 @@ use core::arch::asm;
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::TcContext};
 use aya_log_ebpf::info;
 use unasnap_guest_ebpf::{
-    Counter, StateWord,
+    Counter, Dropped, StateWord,
     layout::{DropStamp, STATE_WORD},
 };
 
@@ -21,35 +21,33 @@ pub fn load() -> StateWord {
     }
 }
 
-/// Called at every drop. The first one of a receive epoch is remembered; one that comes later than the
-/// lease after it advances the member (protocol.md section 4): peers have cut long ago and nobody tells
-/// this member to, so whoever should have is dead.
+/// Called at every drop; [`dropped`](unasnap_guest_ebpf::dropped) says what follows from it.
 #[inline(always)]
 pub fn dropped(ctx: &TcContext, word: StateWord) {
     let Some(stamp) = FIRST_DROP.get_ptr_mut(0) else { return };
-    // SAFETY: the helper has no preconditions.
-    let now = DropStamp::new(word.receive(), unsafe { bpf_ktime_get_ns() });
     // SAFETY: an aligned u64 of the map, one 64-bit load.
     let first = DropStamp::from_bits(unsafe { stamp.read_volatile() });
-    match first.elapsed_ns(now) {
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    match unasnap_guest_ebpf::dropped(word, first, now_ns, future_lease_ns()) {
         // SAFETY: one 64-bit store. Two CPUs may both store a first stamp; they differ by the race's length.
-        None => unsafe { stamp.write_volatile(now.bits()) },
-        Some(elapsed) if elapsed > future_lease_ns() && advance(word) => {
+        Dropped::Remember(now) => unsafe { stamp.write_volatile(now.bits()) },
+        Dropped::Advance(next) if advance(word, next) => {
             // SAFETY: as above.
             unsafe { stamp.write_volatile(DropStamp::default().bits()) };
             count(Counter::SelfAdvanced);
             info!(ctx, "advanced by itself from epoch {}", word.receive());
         }
-        Some(_) => {}
+        Dropped::Advance(_) | Dropped::Wait => {}
     }
 }
 
 /// One compare-and-swap; `false` when the word is no longer the one that dropped the packet.
 #[inline(always)]
-fn advance(word: StateWord) -> bool {
+fn advance(word: StateWord, next: StateWord) -> bool {
     let Some(bits) = STATE.get_ptr_mut(STATE_WORD) else { return false };
     // SAFETY: an aligned u64 of the map.
-    let found = unsafe { compare_and_swap(bits, word.bits(), word.self_advanced().bits()) };
+    let found = unsafe { compare_and_swap(bits, word.bits(), next.bits()) };
     found == word.bits()
 }
 
