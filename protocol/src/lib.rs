@@ -23,6 +23,7 @@ mod messages;
 
 pub mod control;
 pub mod coordinator;
+pub mod cut;
 pub mod fault;
 pub mod files;
 pub mod frame;

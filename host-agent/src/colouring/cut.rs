@@ -2,7 +2,8 @@
 
 use tokio::time::sleep;
 use unasnap_channel::steady_ns;
-use unasnap_protocol::control::{Failure, FailureKind, Phase};
+use unasnap_protocol::control::{self, Failure, FailureKind, Phase};
+use unasnap_protocol::cut::{Half, Moment, flips};
 use unasnap_protocol::fault::Fault;
 use unasnap_protocol::guest::Epoch;
 
@@ -29,17 +30,18 @@ impl Colours {
     /// The driver's, or the flip's: then the cut may have been made and is to be discarded.
     pub async fn cut(&mut self, vm: &mut dyn Vm, epoch: Epoch) -> Result<Cut, Failure> {
         match &mut self.way {
-            Way::None => atomic(vm, Moment::Stopped, || Ok(())).await,
+            Way::None => atomic(vm, in_pause(control::Colouring::None), || Ok(())).await,
             Way::Guest => self.straddle(vm, epoch).await,
             Way::Host(Some(programs)) => {
                 // Not later: what other members send after their cuts may come at any moment, and would be dropped.
                 let mut flip = || programs.change(&|word| word.flip(epoch, epoch + 1));
                 let flip = || flip().map(drop).map_err(|late| late_failure(late.found, Phase::Take));
-                atomic(vm, Moment::Stopped, flip).await
+                atomic(vm, in_pause(control::Colouring::Host), flip).await
             }
             // Not earlier: the snapshot would hold the new word. What others send meanwhile waits in the taps' queues.
             Way::Memory(Some(word)) => {
-                atomic(vm, Moment::Fixed, || word.flip(epoch).map_err(memory_failure)).await
+                let flip = || word.flip(epoch).map_err(memory_failure);
+                atomic(vm, in_pause(control::Colouring::Memory), flip).await
             }
             Way::Host(None) | Way::Memory(None) => {
                 let text = "this member was not prepared by this host agent";
@@ -51,33 +53,52 @@ impl Colours {
     /// The straddling cut: between the two flips this member neither sends as PRESNAPSHOT nor receives POSTSNAPSHOT,
     /// so the instant between them is consistent wherever it falls.
     async fn straddle(&mut self, vm: &mut dyn Vm, epoch: Epoch) -> Result<Cut, Failure> {
-        let guest_failure = |error: GuestError| error.during(Phase::Take);
-        if self.fault != Fault::SendFlippedLate {
-            self.guest.flip_send(epoch).await.map_err(guest_failure)?;
-        }
-        let send_flipped_ns = steady_ns();
+        let mut flipped_ns = FlippedNs::default();
+        self.flip_halves(Moment::Before, epoch, &mut flipped_ns).await?;
         if self.fault == Fault::ReceiveFlippedEarly {
-            self.guest.flip_receive(epoch).await.map_err(guest_failure)?;
             sleep(Fault::LATENESS).await;
         }
         let times = vm.cut(InPause::nothing()).await;
         let times = times.map_err(|error| hypervisor_failure(&error, Phase::Take))?;
         if self.fault == Fault::SendFlippedLate {
             sleep(Fault::LATENESS).await;
-            self.guest.flip_send(epoch).await.map_err(guest_failure)?;
         }
-        if self.fault != Fault::ReceiveFlippedEarly {
-            self.guest.flip_receive(epoch).await.map_err(guest_failure)?;
+        self.flip_halves(Moment::Resumed, epoch, &mut flipped_ns).await?;
+        Ok(Cut { times, send_flipped_ns: flipped_ns.send, receive_flipped_ns: flipped_ns.receive })
+    }
+
+    async fn flip_halves(
+        &mut self,
+        now: Moment,
+        epoch: Epoch,
+        flipped_ns: &mut FlippedNs,
+    ) -> Result<(), Failure> {
+        let order = flips(control::Colouring::Guest, self.fault);
+        for (_, half) in order.iter().filter(|(moment, _)| *moment == now) {
+            let guest_failure = |error: GuestError| error.during(Phase::Take);
+            if matches!(half, Half::Send | Half::Both) {
+                self.guest.flip_send(epoch).await.map_err(guest_failure)?;
+                flipped_ns.send = steady_ns();
+            }
+            if matches!(half, Half::Receive | Half::Both) {
+                self.guest.flip_receive(epoch).await.map_err(guest_failure)?;
+                flipped_ns.receive = steady_ns();
+            }
         }
-        Ok(Cut { times, send_flipped_ns, receive_flipped_ns: steady_ns() })
+        Ok(())
     }
 }
 
-/// When in the pause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Moment {
-    Stopped,
-    Fixed,
+/// When the halves of a straddle were flipped.
+#[derive(Default)]
+struct FlippedNs {
+    send: u64,
+    receive: u64,
+}
+
+/// Where in the pause the flip of a way without a straddle is.
+fn in_pause(way: control::Colouring) -> Moment {
+    flips(way, Fault::None).first().map_or(Moment::Stopped, |(moment, _)| *moment)
 }
 
 /// A cut with `flip` in its pause.
@@ -89,8 +110,8 @@ async fn atomic(
     let mut outcome = None;
     let flip = Box::new(|| outcome = Some((flip(), steady_ns())));
     let in_pause = match moment {
-        Moment::Stopped => InPause { stopped: flip, ..InPause::nothing() },
-        Moment::Fixed => InPause { fixed: flip, ..InPause::nothing() },
+        Moment::Before | Moment::Stopped => InPause { stopped: flip, ..InPause::nothing() },
+        Moment::Fixed | Moment::Resumed => InPause { fixed: flip, ..InPause::nothing() },
     };
     let times = vm.cut(in_pause).await.map_err(|error| hypervisor_failure(&error, Phase::Take))?;
     let text = "the driver made a cut without a pause";
