@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{
-    Answer, CoordinatorSession, Envelope, Failure, FailureKind, Hello, Inventory, MAX_VMS_PER_HOST, Order,
-    Phase, Undecided, VmReport, Welcome,
+    Answer, CoordinatorSession, Envelope, Failure, FailureKind, Hello, Inventory, MAX_VMS_PER_HOST, Phase,
+    Undecided, VmReport, Welcome,
 };
+use unasnap_protocol::coordinator::returning::{Return, on_return, verdict};
 use unasnap_protocol::name::Name;
 
 use super::journal::{KnownHost, KnownVm, Result};
@@ -38,25 +39,20 @@ impl Owner {
         Ok(())
     }
 
-    /// Tells a host how a snapshot ended of which it does not know. One that is still being saved has not
-    /// ended: TAKE again makes the member repeat CUT and SAVED.
+    /// Tells a host how a snapshot ended of which it does not know.
     fn decide(&self, host: &Name, undecided: &Undecided) {
         let theirs = &undecided.envelope;
         let open =
             self.takings.get(&theirs.deployment).filter(|taking| taking.stored.record.id == theirs.snapshot);
         let stored = self.journal.snapshots().get(&theirs.snapshot);
-        let order = match (open.map(|taking| taking.machine.phase()), stored) {
-            (Some(Phase::Save), _) => Order::Take(None),
-            (_, Some(stored)) if stored.is_committed() || !stored.undeleted.is_empty() => Order::Commit(()),
-            _ => Order::Abort("it was never committed".to_owned()),
-        };
+        let committed = stored.is_some_and(|stored| stored.is_committed() || !stored.undeleted.is_empty());
+        let order = verdict(open.map(|taking| taking.machine.phase()), committed);
         let envelope = Envelope { term: self.journal.term(), ..theirs.clone() };
         tracing::info!("host {host} asks about {} of {}: {}", theirs.snapshot, theirs.vm, order.name());
         self.registry.order(host, &envelope, &order);
     }
 
-    /// In the saving phase a member goes on by itself; one whose host came back without its local
-    /// snapshot never will. Members that still have to settle are told again.
+    /// Goes on with the members of a host that is there again, as [`on_return`] says.
     fn resume_takings(&mut self, host: &Name, undecided: &[Undecided]) -> Result<()> {
         let mut lost = Vec::new();
         for (deployment, taking) in &self.takings {
@@ -65,14 +61,15 @@ impl Owner {
                 let known = |entry: &Undecided| {
                     entry.envelope.vm == *vm && entry.envelope.snapshot == taking.stored.record.id
                 };
-                match taking.settling_order() {
-                    Some(order) => {
-                        self.registry.order(host, &taking.stored.envelope(vm, self.journal.term()), &order);
+                match on_return(taking.machine.phase(), undecided.iter().any(known)) {
+                    Return::TellAgain => {
+                        if let Some(order) = taking.settling_order() {
+                            let envelope = taking.stored.envelope(vm, self.journal.term());
+                            self.registry.order(host, &envelope, &order);
+                        }
                     }
-                    None if taking.machine.phase() == Phase::Save && !undecided.iter().any(known) => {
-                        lost.push((deployment.clone(), vm.clone()));
-                    }
-                    None => {}
+                    Return::Lost => lost.push((deployment.clone(), vm.clone())),
+                    Return::Wait => {}
                 }
             }
         }

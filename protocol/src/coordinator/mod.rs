@@ -10,6 +10,7 @@ use crate::name::Name;
 
 pub mod clock;
 pub mod restore;
+pub mod returning;
 pub mod snapshot;
 
 /// What happens to a snapshot or a restore.
@@ -24,7 +25,7 @@ pub enum Event {
 }
 
 /// What the shell has to do, in this order. `J` is what is journaled.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub enum Command<J> {
     /// Make durable before going on.
     Journal(J),

@@ -22,7 +22,7 @@ use crate::name::Name;
 mod tests;
 
 /// What must be durable before it is acted on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Decision {
     /// From now on the old incarnation is dead and the new one may exist.
     Loading,
@@ -41,7 +41,7 @@ pub fn epoch_for(snapshot: Epoch, last_used: Epoch) -> Epoch {
 }
 
 /// How long each phase may last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Until every host has everything; NOT_READY is asked again within it.
     pub poll: Duration,
@@ -57,7 +57,7 @@ impl Default for Limits {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
     Polling,
     Loading,
@@ -66,7 +66,7 @@ enum State {
 }
 
 /// One attempt at a restore.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub struct Restore {
     state: State,
     limits: Limits,

@@ -27,7 +27,7 @@ use crate::name::Name;
 mod tests;
 
 /// A decision that must be durable before it is acted on.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub enum Decision {
     /// The attempt began: its epoch is used up.
     Opened,
@@ -42,7 +42,7 @@ pub enum Decision {
 }
 
 /// How long each phase may last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// PREPARE: probes, overlays, the first copy of RAM. A host that hangs or is cut off is noticed much earlier.
     pub prepare: Duration,
@@ -69,7 +69,7 @@ impl Default for Limits {
 }
 
 /// What is known of one member.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Hash)]
 pub struct Member {
     /// Of its CUT.
     pub cut: Option<CutReport>,
@@ -77,7 +77,7 @@ pub struct Member {
     pub saved: Option<SavedReport>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
     Preparing,
     Arming,
@@ -89,7 +89,7 @@ enum State {
 }
 
 /// One attempt at a global snapshot.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub struct Snapshot {
     state: State,
     limits: Limits,
