@@ -119,6 +119,7 @@ impl Member {
             for command in self.participant.handle(event) {
                 self.carry_out(command);
             }
+            self.show_undecided();
         }
     }
 
@@ -152,14 +153,17 @@ impl Member {
     }
 
     fn show(&self, report: VmReport) {
-        // It wishes to be woken while it waits, prepared or armed: an ABORT may have been lost with the connection.
-        let waits = self.wake.is_some();
-        let undecided = self
-            .participant
-            .open()
-            .filter(|_| waits || self.saving.is_some() || self.participant.is_saved())
-            .map(|envelope| Undecided { envelope: envelope.clone(), saved: self.participant.is_saved() });
-        self.standing.send_replace(Standing { report, undecided });
+        self.standing.send_modify(|standing| standing.report = report);
+    }
+
+    /// At once, and not at the next look: a hello that did not know of a cut would leave it undecided.
+    fn show_undecided(&self) {
+        let undecided = self.participant.undecided();
+        self.standing.send_if_modified(|standing| {
+            let changed = standing.undecided != undecided;
+            standing.undecided = undecided;
+            changed
+        });
     }
 }
 

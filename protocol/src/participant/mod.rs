@@ -12,69 +12,29 @@
 //! ```
 //!
 //! Each arrow is a [`Job`] that the shell carries out; one runs at a time (saving runs beside them),
-//! and each is bounded by the shell. An order that comes meanwhile waits in a mailbox of one place,
-//! where ABORT replaces all others. Every order may be repeated; ABORT is legal in every state; a
+//! and each is bounded by the shell. An order that comes meanwhile waits in a mailbox of one place; COMMIT or ABORT of what
+//! the job belongs to has a place of its own and comes first, so that no order of a later course displaces it. Every order may be repeated; ABORT is legal in every state; a
 //! member that waits before its cut for longer than [`PREPARED_LEASE`] or [`ARMED_LEASE`] aborts by itself; after
 //! its cut it keeps what it has until it hears COMMIT or ABORT.
 
 use std::time::Duration;
 
-use crate::control::{Answer, CutReport, Envelope, Failure, FailureKind, Order, Phase, SavedReport};
+use crate::control::{
+    Answer, CutReport, Envelope, Failure, FailureKind, Order, Phase, SavedReport, Undecided,
+};
 use crate::guest::Prefix;
 
+mod job;
 #[cfg(test)]
 mod tests;
+
+use self::job::step_of;
+pub use self::job::{Job, Outcome, Step, phase_of};
 
 /// How long a prepared member waits for ARM: a little longer than the others may take to prepare.
 pub const PREPARED_LEASE: Duration = Duration::from_secs(450);
 /// How long an armed member, which drops uncoloured packets, waits for TAKE.
 pub const ARMED_LEASE: Duration = Duration::from_secs(10);
-
-/// Work for the shell: one step under the envelope that ordered it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Job {
-    /// As the order came.
-    pub envelope: Envelope,
-    /// What to do.
-    pub step: Step,
-}
-
-/// What a [`Job`] does. All are idempotent.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Step {
-    /// Verify VM, guest agent and space; make overlays; set members; word := {e, e, on}.
-    Prepare(Vec<Prefix>),
-    /// Strict := yes, if both halves stand at e.
-    Arm,
-    /// The straddle, at this instant of the host's clock or at once: send := e+1; stop, fix disks and RAM, resume;
-    /// receive := e+1.
-    Cut(Option<u64>),
-    /// Word := {e+1, e+1, off}.
-    Clear,
-    /// Mark the local snapshot as committed.
-    Commit,
-    /// Stop saving, delete the local snapshot, word := {e+1, e+1, off}.
-    Undo,
-    /// Check the files of this snapshot.
-    Poll,
-    /// Destroy the old instance, load the snapshot, leave it paused.
-    Restore,
-    /// Resume; word := {e, e, off}; set members; guest hooks.
-    Start(Vec<Prefix>),
-    /// Remove the files of this snapshot.
-    Delete,
-}
-
-/// What a job that went well has to say.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
-    /// Nothing more.
-    Done,
-    /// Of [`Step::Cut`].
-    Cut(CutReport),
-    /// Of [`Step::Start`]: hooks that could not be run, in words.
-    Started(Vec<String>),
-}
 
 /// What happens to a participant.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,7 +50,7 @@ pub enum Event {
 }
 
 /// What the shell has to do, in this order.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub enum Command {
     /// Send to the coordinator.
     Answer(Envelope, Answer),
@@ -103,7 +63,7 @@ pub enum Command {
 }
 
 /// Where a member stands; each variant owns what it needs.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 enum State {
     Idle,
     Prepared(Envelope),
@@ -114,10 +74,13 @@ enum State {
 }
 
 /// One VM's participant.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub struct Participant {
     state: State,
     running: Option<Job>,
+    /// COMMIT or ABORT of the course that the running job belongs to.
+    decision: Option<(Envelope, Order)>,
+    /// The last other order.
     mailbox: Option<(Envelope, Order)>,
     term: u64,
     incarnation: u64,
@@ -128,7 +91,15 @@ impl Participant {
     /// A member outside any snapshot, whose running instance has this incarnation.
     #[must_use]
     pub fn new(incarnation: u64) -> Self {
-        Self { state: State::Idle, running: None, mailbox: None, term: 0, incarnation, commands: Vec::new() }
+        Self {
+            state: State::Idle,
+            running: None,
+            decision: None,
+            mailbox: None,
+            term: 0,
+            incarnation,
+            commands: Vec::new(),
+        }
     }
 
     /// Envelope of the snapshot or restore that is under way.
@@ -151,6 +122,18 @@ impl Participant {
     #[must_use]
     pub fn is_saved(&self) -> bool {
         matches!(self.state, State::Saved { .. })
+    }
+
+    /// The snapshot that a hello asks about: its end was not heard. Also one that waits before its cut, whose ABORT may
+    /// have been lost with the connection.
+    #[must_use]
+    pub fn undecided(&self) -> Option<Undecided> {
+        let envelope = match &self.state {
+            State::Idle | State::Loaded(_) => return None,
+            State::Prepared(envelope) | State::Armed(envelope) => envelope,
+            State::Saving { envelope, .. } | State::Saved { envelope, .. } => envelope,
+        };
+        Some(Undecided { envelope: envelope.clone(), saved: self.is_saved() })
     }
 
     /// Incarnation of the running instance.
@@ -182,9 +165,14 @@ impl Participant {
         // A repetition may name another instant, or none.
         let same_step = std::mem::discriminant(&step_of(&order)) == std::mem::discriminant(&job.step);
         let repeated = job.envelope.same_course(&envelope) && same_step;
-        let abort_waits =
-            matches!(&self.mailbox, Some((waiting, Order::Abort(_))) if waiting.same_course(&envelope));
-        if !repeated && !abort_waits {
+        let abort = |waiting: &Option<(Envelope, Order)>| matches!(waiting, Some((of, Order::Abort(_))) if of.same_course(&envelope));
+        if repeated || abort(&self.decision) || abort(&self.mailbox) {
+            return;
+        }
+        let decides = matches!(order, Order::Commit(()) | Order::Abort(_));
+        if decides && job.envelope.same_course(&envelope) {
+            self.decision = Some((envelope, order));
+        } else {
             self.mailbox = Some((envelope, order));
         }
     }
@@ -224,11 +212,18 @@ impl Participant {
                 self.answer(envelope, Answer::Prepared(()));
             }
             State::Idle => self.start(Job { envelope, step: Step::Prepare(members) }),
-            // The ABORT of the earlier attempt was lost: undo it first.
-            State::Prepared(open) | State::Armed(open) if !open.same_course(&envelope) => {
+            // The ABORT of the earlier attempt was lost: undo it first. One whose saving never ended was not committed either.
+            State::Prepared(open) | State::Armed(open) | State::Saving { envelope: open, .. }
+                if open.epoch < envelope.epoch =>
+            {
                 let undo = Job { envelope: open.clone(), step: Step::Undo };
                 self.mailbox = Some((envelope, Order::Prepare(members)));
                 self.start(undo);
+            }
+            // How the earlier one ended was not heard, and may have been COMMIT: its files stay until the next hello asks.
+            State::Saved { envelope: open, .. } if open.epoch < envelope.epoch => {
+                self.state = State::Idle;
+                self.start(Job { envelope, step: Step::Prepare(members) });
             }
             _ => self.refuse(envelope, Phase::Prepare),
         }
@@ -295,21 +290,16 @@ impl Participant {
     fn on_restore(&mut self, envelope: Envelope) {
         match &self.state {
             State::Loaded(open) if open.same_course(&envelope) => self.answer(envelope, Answer::Loaded(())),
-            State::Idle | State::Loaded(_) => self.start(Job { envelope, step: Step::Restore }),
-            State::Prepared(open) | State::Armed(open) => {
-                self.undo_before_restore(open.clone(), envelope);
+            // Of a durable local snapshot it is not known whether it was committed, so it stays as it is.
+            State::Idle | State::Loaded(_) | State::Saved { .. } => {
+                self.start(Job { envelope, step: Step::Restore });
             }
-            State::Saving { envelope: open, .. } | State::Saved { envelope: open, .. } => {
-                self.undo_before_restore(open.clone(), envelope);
+            State::Prepared(open) | State::Armed(open) | State::Saving { envelope: open, .. } => {
+                let undo = Job { envelope: open.clone(), step: Step::Undo };
+                self.mailbox = Some((envelope, Order::Restore(())));
+                self.start(undo);
             }
         }
-    }
-
-    /// The coordinator decides every open snapshot before it restores; one still open here has no
-    /// COMMIT and is garbage.
-    fn undo_before_restore(&mut self, open: Envelope, envelope: Envelope) {
-        self.mailbox = Some((envelope, Order::Restore(())));
-        self.start(Job { envelope: open, step: Step::Undo });
     }
 
     fn on_start(&mut self, envelope: Envelope, members: Vec<Prefix>) {
@@ -336,8 +326,8 @@ impl Participant {
             Ok(outcome) => self.on_success(job, outcome),
             Err(failure) => self.on_failure(job, failure),
         }
-        if self.running.is_none()
-            && let Some((envelope, order)) = self.mailbox.take()
+        while self.running.is_none()
+            && let Some((envelope, order)) = self.decision.take().or_else(|| self.mailbox.take())
         {
             self.obey(envelope, order);
         }
@@ -414,7 +404,7 @@ impl Participant {
                 if self.running.is_none() {
                     self.start(Job { envelope, step: Step::Undo });
                 } else {
-                    self.mailbox = Some((envelope, Order::Abort("saving failed".to_owned())));
+                    self.decision = Some((envelope, Order::Abort("saving failed".to_owned())));
                 }
             }
         }
@@ -458,37 +448,5 @@ impl Participant {
             format!("the order does not fit the member's state: {standing}"),
         );
         self.answer(envelope, Answer::Refused(failure));
-    }
-}
-
-fn step_of(order: &Order) -> Step {
-    match order {
-        Order::Prepare(members) => Step::Prepare(members.clone()),
-        Order::Arm(()) => Step::Arm,
-        Order::Take(at_ns) => Step::Cut(*at_ns),
-        Order::Clear(()) => Step::Clear,
-        Order::Commit(()) => Step::Commit,
-        Order::Abort(_) => Step::Undo,
-        Order::Poll(()) => Step::Poll,
-        Order::Restore(()) => Step::Restore,
-        Order::Start(members) => Step::Start(members.clone()),
-        Order::Delete(()) => Step::Delete,
-    }
-}
-
-/// The phase in which an order belongs, for reports.
-#[must_use]
-pub fn phase_of(order: &Order) -> Phase {
-    match order {
-        Order::Prepare(_) => Phase::Prepare,
-        Order::Arm(()) => Phase::Arm,
-        Order::Take(_) => Phase::Take,
-        Order::Clear(()) => Phase::Clear,
-        Order::Commit(()) => Phase::Commit,
-        Order::Abort(_) => Phase::Abort,
-        Order::Poll(()) => Phase::Poll,
-        Order::Restore(()) => Phase::Restore,
-        Order::Start(_) => Phase::Start,
-        Order::Delete(()) => Phase::Delete,
     }
 }

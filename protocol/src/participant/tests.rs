@@ -10,7 +10,7 @@ fn envelope(snapshot: &str) -> Envelope {
         vm: name("vm1"),
         deployment: name("ring"),
         snapshot: name(snapshot),
-        epoch: 4,
+        epoch: 3 + snapshot[1..].parse::<u32>().unwrap(),
         term: 2,
         incarnation: 1,
     }
@@ -311,4 +311,66 @@ fn a_restore_brings_a_new_incarnation_and_fences_the_old_one() {
     assert_eq!(obeyed(&mut participant, restore, Order::Start(vec![])), [Answer::Started(vec![])]);
     assert_eq!(participant.incarnation(), 2);
     assert_eq!(obeyed(&mut participant, envelope("s1"), Order::Restore(()))[0].name(), "Refused");
+}
+
+#[test]
+fn a_newer_prepare_ends_what_was_never_decided_here() {
+    for state in ["prepared", "armed", "saving"] {
+        let mut participant = in_state(state);
+        let commands = participant.handle(Event::Order(envelope("s2"), Order::Prepare(vec![])));
+        assert_eq!(jobs(&commands), [Step::Undo], "{state}: nothing of s1 was committed");
+        let answers = settle(&mut participant, commands);
+        assert!(matches!(answers.last(), Some(Answer::Prepared(()))), "{state}: {answers:?}");
+    }
+    let mut participant = in_state("saved");
+    let commands = participant.handle(Event::Order(envelope("s2"), Order::Prepare(vec![])));
+    assert_eq!(jobs(&commands), [Step::Prepare(vec![])], "s1 may have been committed: its files stay");
+    assert_eq!(settle(&mut participant, commands), [Answer::Prepared(())]);
+}
+
+#[test]
+fn an_older_prepare_ends_nothing() {
+    for state in ["prepared", "armed", "saving", "saved"] {
+        let mut participant = in_state(state);
+        let commands = participant.handle(Event::Order(envelope("s0"), Order::Prepare(vec![])));
+        assert_eq!(jobs(&commands), [], "{state}");
+        assert_eq!(participant.open(), Some(&envelope("s1")), "{state}");
+    }
+}
+
+#[test]
+fn a_restore_keeps_what_may_have_been_committed() {
+    let steps = |state| {
+        let mut participant = in_state(state);
+        jobs(&participant.handle(Event::Order(envelope("s1"), Order::Restore(()))))
+    };
+    assert_eq!(steps("saved"), [Step::Restore]);
+    assert_eq!(steps("saving"), [Step::Undo]);
+}
+
+#[test]
+fn a_hello_asks_about_every_snapshot_whose_end_was_not_heard() {
+    let waiting = ["prepared", "armed", "saving"].map(|state| (state, Some(false)));
+    for (state, asks) in waiting.into_iter().chain([("idle", None), ("saved", Some(true))]) {
+        assert_eq!(in_state(state).undecided().map(|one| one.saved), asks, "{state}");
+    }
+    let mut cutting = in_state("armed");
+    cutting.handle(Event::Order(envelope("s1"), Order::Take(None)));
+    assert_eq!(cutting.undecided().map(|one| one.saved), Some(false), "the cut may be made by now");
+}
+
+#[test]
+fn a_later_course_does_not_displace_a_decision_that_waits() {
+    let mut participant = in_state("armed");
+    participant.handle(Event::Order(envelope("s1"), Order::Take(None)));
+    for order in [Order::Abort(String::new()), Order::Prepare(vec![]), Order::Abort(String::new())] {
+        let of =
+            if matches!(order, Order::Prepare(_)) || participant.decision.is_some() { "s2" } else { "s1" };
+        participant.handle(Event::Order(envelope(of), order));
+    }
+    let commands = participant.handle(Event::JobDone(Ok(Outcome::Cut(cut()))));
+    assert_eq!(jobs(&commands), [Step::Undo], "the cut of s1 is undone first");
+    let answers = settle(&mut participant, commands);
+    assert!(answers.iter().filter(|answer| **answer == Answer::Settled(())).count() == 2, "{answers:?}");
+    assert_eq!(participant.open(), None);
 }
