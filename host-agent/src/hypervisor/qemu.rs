@@ -207,6 +207,9 @@ impl Qemu {
                 remove_if_there(stale).map_err(HypervisorError::file("delete", stale))?;
             }
             instance.write(&folder)?;
+            if !awaits_resume {
+                tap::raise(&instance.taps).await?;
+            }
             let point = HypervisorError::file("start QEMU in", &folder.root);
             fault_point::before("qemu", "spawn").await.map_err(point)?;
             let process = spawn(vm, &folder, &arguments).await?;

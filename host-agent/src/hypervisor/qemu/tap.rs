@@ -13,7 +13,7 @@ pub(super) fn name(state_dir: &Path, vm: &str, index: usize) -> String {
     format!("us{}", &blake3::hash(seed.as_bytes()).to_hex()[..12])
 }
 
-/// Creates the taps of `vm` afresh and returns their names.
+/// Creates the taps of `vm` afresh and returns their names. They take no frames before [`raise`].
 ///
 /// # Errors
 /// `Tool`; taps made so far are removed.
@@ -31,7 +31,19 @@ pub(super) async fn create_all(state_dir: &Path, vm: &VmDefinition) -> Result<Ve
 
 async fn create(name: &str, bridge: &str) -> Result<(), HypervisorError> {
     run("ip", &["tuntap", "add", "dev", name, "mode", "tap"]).await?;
-    run("ip", &["link", "set", "dev", name, "master", bridge, "up"]).await?;
+    run("ip", &["link", "set", "dev", name, "master", bridge]).await?;
+    Ok(())
+}
+
+/// Lets frames through. A VM that is loaded and waits for START must not have any: other members' old instances may still
+/// live, and what these send would wait in the queue and be taken for the restored ones'.
+///
+/// # Errors
+/// `Tool` when one of them is gone.
+pub(super) async fn raise(names: &[String]) -> Result<(), HypervisorError> {
+    for name in names {
+        run("ip", &["link", "set", "dev", name, "up"]).await?;
+    }
     Ok(())
 }
 

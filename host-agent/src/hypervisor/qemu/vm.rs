@@ -14,7 +14,7 @@ use super::process::Process;
 use super::qmp::Qmp;
 use super::ram::{Saving, Taking};
 use super::urgency::Urgent;
-use super::{devices, disks, ram};
+use super::{devices, disks, ram, tap};
 use crate::store::files;
 use crate::store::manifest::{FileRole, RamWay, Saved, SavedFile};
 
@@ -342,6 +342,7 @@ impl QemuVm {
     }
 
     async fn do_resume(&mut self) -> Result<(), HypervisorError> {
+        tap::raise(&self.instance.taps).await?;
         self.run_on().await?;
         self.instance.awaits_resume = false;
         self.instance.write(&self.folder)
