@@ -126,13 +126,19 @@ impl Works {
         }
         colours.prepare(&mut *vm, members, envelope.epoch).await?;
         let store_failure = |error: StoreError| store_failure(&error, Phase::Prepare);
-        let draft = self.store.begin(&envelope.snapshot, &self.definition.name).map_err(store_failure)?;
-        let folder = draft.folder().to_owned();
-        if let Err(full) = self.store.promise(&draft, vm.space_needed()) {
-            self.store.abandon(&draft).map_err(store_failure)?;
+        let mut draft = self.draft.lock().await;
+        // What undid an earlier attempt has failed.
+        if let Some(left) = draft.take() {
+            self.store.abandon(&left).map_err(store_failure)?;
+        }
+        let begun = self.store.begin(&envelope.snapshot, &self.definition.name).map_err(store_failure)?;
+        let folder = begun.folder().to_owned();
+        if let Err(full) = self.store.promise(&begun, vm.space_needed()) {
+            self.store.abandon(&begun).map_err(store_failure)?;
             return Err(store_failure(full));
         }
-        *self.draft.lock().await = Some(draft);
+        *draft = Some(begun);
+        drop(draft);
         vm.prepare_cut(&folder).await.map_err(|error| hypervisor_failure(&error, Phase::Prepare))?;
         colours.set_word(WordState::colouring(envelope.epoch), Phase::Prepare).await
     }
