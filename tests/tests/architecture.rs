@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LONGEST_FILE: usize = 500;
 
 /// Folder of each package of ours and the packages of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("protocol", &[]),
     ("protocol/channel", &["unasnap-protocol"]),
     ("protocol/fault-points", &["unasnap-protocol"]),
@@ -32,6 +32,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
         "tests/bench",
         &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader", "unasnap-host", "unasnap-tests"],
     ),
+    ("tests/proof", &["unasnap-protocol", "unasnap-guest-ebpf"]),
     ("xtask", &["unasnap-tests", "unasnap-fault-points"]),
     ("tests", &["unasnap-protocol", "unasnap-channel"]),
 ];

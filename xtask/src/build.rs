@@ -23,6 +23,9 @@ const GUEST: [(&str, &str); 2] = [("unasnap-guest", "unasnap-guest"), ("unasnap-
 /// What measures; built for the benchmark only.
 const MEASURING: [(&str, &str); 1] = [("unasnap-bench", "unasnap-bench")];
 
+/// What explores and simulates.
+const PROVING: [(&str, &str); 1] = [("unasnap-proof", "unasnap-proof")];
+
 /// What VM tests and the demo need.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
@@ -66,6 +69,15 @@ pub fn measuring_program(layout: &Layout) -> Result<PathBuf> {
     setup::check(layout)?;
     compile(layout, &MEASURING, None)?;
     Ok(layout.target.join("release").join(MEASURING[0].1))
+}
+
+/// Builds the program that explores and simulates, and returns its path. It needs nothing that setup installs.
+///
+/// # Errors
+/// It does not compile.
+pub fn proving_program(layout: &Layout) -> Result<PathBuf> {
+    compile(layout, &PROVING, None)?;
+    Ok(layout.target.join("release").join(PROVING[0].1))
 }
 
 fn guest_output(layout: &Layout) -> PathBuf {

@@ -7,6 +7,7 @@
 //! control show what cuts do to a TCP stream without colouring, and with it
 //! bank    prove that restored snapshots are consistent, and that the proof finds the published mistakes
 //! chaos   kill, cut, fill and hang everything at every step, and prove that nothing is broken
+//! prove   explore and simulate the protocol's state machines, and see that every known mistake is found
 //! bench   what it costs, against every alternative
 //! test    every check there is
 //! ```
@@ -21,6 +22,7 @@ mod interrupt;
 mod lab;
 mod layout;
 mod process;
+mod prove;
 mod setup;
 mod test;
 
@@ -56,6 +58,8 @@ enum Command {
     Bank(bank::Options),
     /// Kill, cut, fill and hang everything at every step, and prove that nothing is broken
     Chaos(chaos::Options),
+    /// Explore every interleaving of small systems and simulate large ones, on the code that ships
+    Prove(prove::Options),
     /// Measure what unasnap costs, against every alternative, side by side
     Bench(bench::Options),
     /// Run every check there is
@@ -80,6 +84,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Control(options) => demo::control::run(&layout, &options),
         Command::Bank(options) => bank::run(&layout, &options),
         Command::Chaos(options) => chaos::run(&layout, &options),
+        Command::Prove(options) => prove::run(&layout, &options),
         Command::Bench(options) => bench::run(&layout, &options),
         Command::Test => test::run(&layout),
         Command::Build => build::build(&layout).map(|_| ()),

@@ -59,7 +59,8 @@ pub fn run(layout: &Layout) -> Result<()> {
         score.step("tests", tests, 30 * MINUTE);
         let own = std::env::current_exe().context("this program's own path")?;
         let experiments = [
-            ("demo", &["demo", "--json"][..]),
+            ("prove", &["prove", "--runs", "20000"][..]),
+            ("demo", &["demo", "--json"]),
             ("control", &["control"]),
             ("bank", &["bank", "--snapshots", "2", "--fault", "all"]),
             ("mixed", &["bank", "--snapshots", "2", "--colouring", "mixed"]),
