@@ -127,7 +127,7 @@ fn every_order_in_every_state() {
                 &["Settled", "Loaded"],
                 &["Settled", "Loaded"],
                 &["Settled", "Loaded"],
-                &["Settled", "Loaded"],
+                &["Loaded"],
                 &["Loaded"],
             ],
         ),

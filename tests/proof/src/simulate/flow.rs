@@ -1,7 +1,6 @@
 //! I4 with a clock: no member drops a stream's packets for longer than the lease without advancing.
 
-use unasnap_guest_ebpf::StateWord;
-use unasnap_guest_ebpf::layout::Config;
+use unasnap_guest_ebpf::layout::{Config, DropStamp};
 
 use super::MS;
 use crate::invariants::Violation;
@@ -10,9 +9,9 @@ use crate::step::{Came, Event};
 use crate::world::network::Arrival;
 use crate::world::{Body, World};
 
-/// Since when each direction of each stream has been dropped, under which word.
+/// Since when each direction of each stream has been dropped, by which stamp.
 #[derive(Debug)]
-pub(super) struct Flow(Vec<[Option<(u64, StateWord)>; 2]>);
+pub(super) struct Flow(Vec<[Option<(u64, DropStamp)>; 2]>);
 
 impl Flow {
     pub(super) fn new(channels: usize) -> Self {
@@ -38,8 +37,10 @@ impl Flow {
         let to = packet.to(setup);
         let Some(vm) = &world.members[to].vm else { return Ok(()) };
         let word = vm.image.word;
-        let (first, _) = *since.filter(|(_, before)| *before == word).get_or_insert((now, word));
-        *since = Some((first, word));
+        // Whoever sets the word takes the stamp away, and the lease begins anew.
+        let stamp = vm.image.stamp;
+        let first = since.filter(|(_, before)| *before == stamp).map_or(now, |(first, _)| first);
+        *since = Some((first, stamp));
         let lease = Config::default().future_lease_ns;
         if now - first > lease + 5 * MS {
             let ms = (now - first) / MS;

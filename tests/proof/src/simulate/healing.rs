@@ -3,6 +3,7 @@
 use super::{Run, SECOND};
 use crate::invariants::Violation;
 use crate::step::Event;
+use crate::world::Member;
 
 /// Longer than any lease or limit that a course may still be waiting for.
 const SETTLED: u64 = 1500 * SECOND;
@@ -22,8 +23,13 @@ impl Run {
         if let Some(host) = self.world.hosts.iter().position(|host| host.link.is_none()) {
             return Err(stuck("I4", format!("host {host} does not connect")));
         }
-        let absent = |member: &crate::world::Member| member.vm.as_ref().is_none_or(|vm| !vm.running);
-        if self.world.members.iter().any(absent) {
+        // What an operator sees of a VM that died, and of a restore that failed half way.
+        let incarnation = self.world.coordinator.journal.incarnation;
+        let amiss = |member: &Member| {
+            let vm = member.vm.as_ref().filter(|vm| vm.running && vm.incarnation == incarnation);
+            vm.is_none() || (member.participant.open().is_some() && member.participant.undecided().is_none())
+        };
+        if self.world.members.iter().any(amiss) {
             self.restore_newest()?;
         }
         self.snapshot_succeeds()?;
@@ -51,9 +57,7 @@ impl Run {
         self.at(self.now, Event::Restore(newest));
         self.until(self.now + 60 * SECOND)?;
         let now = self.world.coordinator.journal.incarnation;
-        let runs = |member: &crate::world::Member| {
-            member.vm.as_ref().is_some_and(|vm| vm.running && vm.incarnation == now)
-        };
+        let runs = |member: &Member| member.vm.as_ref().is_some_and(|vm| vm.running && vm.incarnation == now);
         match self.world.members.iter().position(|member| !runs(member)) {
             Some(member) => {
                 Err(stuck("I2", format!("the restore of s{newest} does not bring back m{member}")))

@@ -5,6 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use unasnap_protocol::control::Phase;
 use unasnap_protocol::guest::Epoch;
 use unasnap_protocol::participant::Step;
 
@@ -14,6 +15,7 @@ use self::random::Random;
 use crate::invariants::{self, Violation, i5};
 use crate::setup::{Mistake, Setup};
 use crate::step::{Came, Event};
+use crate::world::coordinator::Course;
 use crate::world::{Context, Todo, World};
 
 pub mod fate;
@@ -27,6 +29,8 @@ const SECOND: u64 = 1000 * MS;
 const RETRY: u64 = 500 * MS;
 /// After which TCP sends again.
 const RESEND: u64 = 200 * MS;
+/// Between two looks at a VM that stands still.
+const LOOK: u64 = 20 * MS;
 /// Systems of so many members are checked after every event, larger ones now and then.
 const SMALL: usize = 4;
 
@@ -87,12 +91,12 @@ pub fn run(seed: u64, mistake: Mistake) -> Result<Summary, Box<Broken>> {
     let mut random = Random::new(seed);
     let (setup, fate) = fate::draw(&mut random, mistake);
     let found = Run::new(setup.clone(), fate.clone(), random.clone(), false).complete();
-    found.or_else(|_| {
+    found.map_err(|_| {
         // Once more, and this time everything is written down: it is the same run.
         let mut again = Run::new(setup, fate, random, true);
         let Err(violation) = again.all() else { unreachable!("a seed has one run") };
         let seconds = again.seconds();
-        Err(Box::new(Broken { violation, setup: again.setup, events: again.past, seconds }))
+        Box::new(Broken { violation, setup: again.setup, events: again.past, seconds })
     })
 }
 
@@ -279,6 +283,11 @@ impl Run {
         }
     }
 
+    /// Is it in its pause?
+    fn stands(&self, member: usize) -> bool {
+        self.world.members[member].vm.as_ref().is_some_and(|vm| !vm.running && !vm.awaits_start)
+    }
+
     fn resend_later(&mut self, channel: usize) {
         if !std::mem::replace(&mut self.resending[channel], true) {
             let when = self.now + RESEND + self.random.below(RESEND / 4);
@@ -292,7 +301,7 @@ impl Run {
             Event::Send(channel) if came == Came::Done => self.resend_later(channel),
             Event::SendAgain(channel) => {
                 self.resending[channel] = false;
-                if came == Came::Done {
+                if came == Came::Done || self.stands(self.setup.channels[channel].from) {
                     self.resend_later(channel);
                 }
             }
@@ -300,12 +309,13 @@ impl Run {
             Event::Deliver { packet, .. }
                 if came == Came::Nothing && self.world.packets.contains(&packet) =>
             {
-                self.at(self.now + MS, event);
+                self.at(self.now + LOOK, event);
             }
-            Event::Judge { member, .. } if came == Came::Nothing => {
-                if self.world.members[member].vm.as_ref().is_some_and(|vm| !vm.image.ring.is_empty()) {
-                    self.at(self.now + MS, event);
-                }
+            Event::Judge { member, .. } if came == Came::Nothing && self.stands(member) => {
+                self.at(self.now + LOOK, event);
+            }
+            Event::PollAgain if matches!(self.world.coordinator.course, Some(Course::Restoring { .. })) => {
+                self.at(self.now + SECOND, Event::PollAgain);
             }
             Event::Break(host) | Event::AgentStarts(host) => self.connect_later(host),
             Event::CoordinatorStarts => {
@@ -366,7 +376,10 @@ impl Run {
             Todo::Deadline(after) => {
                 self.deadline = now + after.as_nanos() as u64;
                 self.at(self.deadline, Event::Deadline);
-                self.at(now + SECOND, Event::PollAgain);
+                if matches!(&self.world.coordinator.course, Some(Course::Restoring { machine, .. }) if machine.phase() == Phase::Poll)
+                {
+                    self.at(now + SECOND, Event::PollAgain);
+                }
             }
             Todo::Judge(member) => {
                 let when = now + random.below(MS);
