@@ -181,11 +181,13 @@ impl Participant {
     fn staleness(&self, envelope: &Envelope, order: &Order) -> Option<Failure> {
         let restoring =
             matches!(order, Order::Poll(()) | Order::Restore(()) | Order::Start(_) | Order::Delete(()));
+        // How a snapshot ended concerns its files, also where the instance has died since: then this is incarnation 0.
+        let decides = self.incarnation == 0 && matches!(order, Order::Commit(()) | Order::Abort(_));
         let text = if envelope.term < self.term {
             format!("coordinator term {} has ended; term {} leads now", envelope.term, self.term)
         } else if envelope.incarnation < self.incarnation && !matches!(order, Order::Delete(())) {
             format!("incarnation {} has ended; {} runs now", envelope.incarnation, self.incarnation)
-        } else if envelope.incarnation > self.incarnation && !restoring {
+        } else if envelope.incarnation > self.incarnation && !restoring && !decides {
             format!("incarnation {} was never restored here; {} runs", envelope.incarnation, self.incarnation)
         } else {
             return None;
@@ -358,7 +360,10 @@ impl Participant {
                 self.state = State::Idle;
                 Answer::Settled(())
             }
-            (Step::Poll, _) => Answer::Ready(()),
+            (Step::Poll, _) => {
+                self.wait_on();
+                Answer::Ready(())
+            }
             (Step::Restore, _) => {
                 self.incarnation = envelope.incarnation;
                 self.state = State::Loaded(envelope.clone());
@@ -371,7 +376,10 @@ impl Participant {
                     Outcome::Done | Outcome::Cut(_) => Vec::new(),
                 })
             }
-            (Step::Delete, _) => Answer::Deleted(()),
+            (Step::Delete, _) => {
+                self.wait_on();
+                Answer::Deleted(())
+            }
         };
         self.answer(envelope, answer);
     }
@@ -385,7 +393,8 @@ impl Participant {
             // What is durable without its mark is reported as undecided at the next hello, and COMMIT is
             // legal in `Idle`; a member that stayed would refuse every later snapshot.
             Step::Restore | Step::Commit => self.state = State::Idle,
-            Step::Clear | Step::Poll | Step::Start(_) | Step::Delete => {}
+            Step::Poll | Step::Delete => self.wait_on(),
+            Step::Clear | Step::Start(_) => {}
         }
     }
 
@@ -430,6 +439,16 @@ impl Participant {
 
     fn wait_before_cut(&mut self, state: State, lease: Duration) {
         self.state = state;
+        self.commands.push(Command::WakeAfter(Some(lease)));
+    }
+
+    /// After a job that changes nothing: a member that waits for its cut goes on with a whole lease.
+    fn wait_on(&mut self) {
+        let lease = match self.state {
+            State::Prepared(_) => PREPARED_LEASE,
+            State::Armed(_) => ARMED_LEASE,
+            _ => return,
+        };
         self.commands.push(Command::WakeAfter(Some(lease)));
     }
 

@@ -374,3 +374,25 @@ fn a_later_course_does_not_displace_a_decision_that_waits() {
     assert!(answers.iter().filter(|answer| **answer == Answer::Settled(())).count() == 2, "{answers:?}");
     assert_eq!(participant.open(), None);
 }
+
+#[test]
+fn a_decision_reaches_the_files_of_a_vm_that_has_died() {
+    for order in [Order::Commit(()), Order::Abort(String::new())] {
+        let answers = obeyed(&mut Participant::new(0), envelope("s1"), order);
+        assert_eq!(answers, [Answer::Settled(())]);
+    }
+    let answers = obeyed(&mut Participant::new(0), envelope("s1"), Order::Prepare(vec![]));
+    assert!(matches!(answers.as_slice(), [Answer::Refused(failure)] if failure.kind == FailureKind::Stale));
+}
+
+#[test]
+fn a_poll_before_the_cut_does_not_end_the_lease() {
+    for (state, lease) in [("prepared", PREPARED_LEASE), ("armed", ARMED_LEASE)] {
+        for result in [Ok(Outcome::Done), Err(failure())] {
+            let mut participant = in_state(state);
+            participant.handle(Event::Order(envelope("s0"), Order::Poll(())));
+            let commands = participant.handle(Event::JobDone(result));
+            assert!(commands.contains(&Command::WakeAfter(Some(lease))), "{state}: {commands:?}");
+        }
+    }
+}
