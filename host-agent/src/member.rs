@@ -211,6 +211,7 @@ fn limit(step: &Step) -> (Duration, Phase) {
         Step::Restore => (280, Phase::Restore),
         Step::Start(_) => (25, Phase::Start),
         Step::Delete => (60, Phase::Delete),
+        Step::Verify => (3600, Phase::Verify),
     };
     (Duration::from_secs(seconds), phase)
 }

@@ -370,6 +370,14 @@ impl Store {
         Ok(manifest)
     }
 
+    /// As [`verify`](Self::verify), and compares the images below the disks' layers, which no snapshot holds.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verify_with_bases(&self, snapshot: &Name, vm: &Name) -> Result<(), StoreError> {
+        verify::check_bases(&self.verify(snapshot, vm)?)
+    }
+
     /// A snapshot's folder disappears with the last thing in it.
     fn remove_if_empty(&self, folder: Option<&Path>) -> Result<(), StoreError> {
         let Some(folder) = folder else { return Ok(()) };

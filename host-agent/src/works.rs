@@ -104,6 +104,7 @@ impl Works {
             Step::Restore => self.restore(&envelope).await?,
             Step::Start(members) => return self.start(&envelope, members).await.map(Outcome::Started),
             Step::Delete => self.delete(&envelope, Phase::Delete)?,
+            Step::Verify => self.verify(&envelope).await?,
         }
         Ok(Outcome::Done)
     }

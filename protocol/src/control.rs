@@ -80,6 +80,8 @@ pub enum Phase {
     Start,
     /// A snapshot's files are removed.
     Delete,
+    /// A snapshot's files, and the images below them, are compared with their digests.
+    Verify,
 }
 
 impl std::fmt::Display for Phase {
@@ -96,6 +98,7 @@ impl std::fmt::Display for Phase {
             Self::Restore => "RESTORE",
             Self::Start => "START",
             Self::Delete => "DELETE",
+            Self::Verify => "VERIFY",
         })
     }
 }
@@ -371,6 +374,8 @@ messages! {
         34 => Start(Vec<Prefix>),
         /// Remove the files of this snapshot.
         40 => Delete(()),
+        /// Compare the files of this snapshot, and the images below them, with their digests.
+        41 => Verify(()),
     }
 }
 
@@ -388,7 +393,7 @@ messages! {
         67 => Saved(SavedReport),
         /// The member is idle again: after CLEAR and COMMIT, or after ABORT.
         68 => Settled(()),
-        /// To POLL.
+        /// To POLL and VERIFY.
         80 => Ready(()),
         /// To RESTORE.
         81 => Loaded(()),

@@ -37,6 +37,8 @@ messages! {
         164 => Delete(Name),
         /// Restore this snapshot, or the newest usable one. `Progress`, then `Restored`.
         165 => Restore(Option<Name>),
+        /// Compare every byte of this snapshot with its digests. `Progress`, then `Verified`.
+        166 => Verify(Name),
     }
 }
 
@@ -55,6 +57,8 @@ messages! {
         180 => Deleted(DeleteReport),
         /// The whole state.
         181 => Status(Box<StatusReport>),
+        /// Every host has looked.
+        182 => Verified(VerifyReport),
         /// The request was not carried out.
         191 => Failed(RequestError),
     }
@@ -319,6 +323,26 @@ pub struct DeleteReport {
     pub snapshot: Name,
     /// Members whose files are still there: their hosts remove them when they are connected again.
     pub waiting: Vec<Place>,
+}
+
+/// What a verification has found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// What was verified.
+    pub snapshot: Name,
+    /// Every member, in the order of their names.
+    pub members: Vec<VerifiedMember>,
+}
+
+/// One member's part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedMember {
+    /// The VM.
+    pub vm: Name,
+    /// Where its files lie.
+    pub host: Name,
+    /// What is wrong, in words; `None` when every byte is as it was saved.
+    pub problem: Option<String>,
 }
 
 /// The whole state of the cluster.

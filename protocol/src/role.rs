@@ -24,6 +24,7 @@ const NEEDED: [(u16, Role); 6] = [
     (163, Role::View),    // Show
     (164, Role::Admin),   // Delete
     (165, Role::Operate), // Restore
+    (166, Role::Operate), // Verify
 ];
 
 impl Role {
@@ -89,6 +90,7 @@ mod tests {
             (Request::Take(None), Role::Operate),
             (Request::Restore(None), Role::Operate),
             (Request::Delete(name()), Role::Admin),
+            (Request::Verify(name()), Role::Operate),
         ];
         for (request, role) in needed {
             assert_eq!(request.needed_role(), role, "{}", request.name());

@@ -172,6 +172,7 @@ fn orders() {
             Order::Restore(()),
             Order::Start(prefixes()),
             Order::Delete(()),
+            Order::Verify(()),
         ]
     );
 }
@@ -225,6 +226,7 @@ fn requests() {
             Request::Show(name("ring-000004")),
             Request::Delete(name("ring-000004")),
             Request::Restore(None),
+            Request::Verify(name("ring-000004")),
         ]
     );
 }
@@ -320,6 +322,9 @@ fn replies() {
         members: vec![place.clone()],
         warnings: vec!["no clock".to_owned()],
     };
+    let member =
+        VerifiedMember { vm: name("vm1"), host: name("h1"), problem: Some("ram is damaged".to_owned()) };
+    let verified = VerifyReport { snapshot: name("ring-000004"), members: vec![member] };
     let deleted = DeleteReport { snapshot: name("ring-000004"), waiting: vec![place] };
     pin!(
         Reply,
@@ -331,6 +336,7 @@ fn replies() {
             Reply::Restored(restored),
             Reply::Deleted(deleted),
             Reply::Status(Box::new(status())),
+            Reply::Verified(verified),
             Reply::Failed(RequestError::new(RequestErrorKind::Refused, "why")),
         ]
     );
@@ -366,6 +372,7 @@ fn variants() {
         Phase::Restore,
         Phase::Start,
         Phase::Delete,
+        Phase::Verify,
     ];
     let mut lines = String::new();
     for (at, (kind, phase)) in kinds.into_iter().zip(phases.into_iter().cycle()).enumerate() {

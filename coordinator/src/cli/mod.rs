@@ -85,6 +85,11 @@ enum Snapshot {
         /// The snapshot
         id: Name,
     },
+    /// Compare every byte of a snapshot with its digests, on all hosts
+    Verify {
+        /// The snapshot
+        id: Name,
+    },
     /// Delete a snapshot and its files
     Delete {
         /// The snapshot
@@ -187,6 +192,7 @@ async fn ask(command: Command, config: &ClientConfig, json: bool) -> Result<()> 
         Command::Snapshot(Snapshot::Take { deployment }) => snapshot::take(config, deployment, json).await,
         Command::Snapshot(Snapshot::List { all }) => snapshot::list(config, all, json).await,
         Command::Snapshot(Snapshot::Show { id }) => snapshot::show(config, id, json).await,
+        Command::Snapshot(Snapshot::Verify { id }) => snapshot::verify(config, id, json).await,
         Command::Snapshot(Snapshot::Delete { id }) => snapshot::delete(config, id, json).await,
         Command::Restore { id } => restore::restore(config, id, json).await,
         Command::Pki(_) | Command::Coordinator | Command::Files { .. } => Ok(()),

@@ -3,14 +3,15 @@
 use serde::Serialize;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{
-    DeleteReport, MemberRecord, Reply, Request, SnapshotRecord, SnapshotState, ms,
+    DeleteReport, MemberRecord, Reply, Request, SnapshotRecord, SnapshotState, VerifiedMember, VerifyReport,
+    ms,
 };
 
 use super::output;
 use super::progress::Lines;
 use crate::client::Exchange;
 use crate::config::ClientConfig;
-use crate::failure::{CliError, Result};
+use crate::failure::{CliError, Kind, Result};
 
 #[derive(Serialize)]
 struct One {
@@ -25,6 +26,11 @@ struct Many {
 #[derive(Serialize)]
 struct Deleted {
     deleted: DeleteReport,
+}
+
+#[derive(Serialize)]
+struct Verified {
+    verified: VerifyReport,
 }
 
 /// `snapshot take`.
@@ -85,6 +91,35 @@ pub async fn delete(config: &ClientConfig, id: Name, json: bool) -> Result<()> {
         return output::json(&Deleted { deleted });
     }
     output::line(&format!("deleted {}", deleted.snapshot))
+}
+
+/// `snapshot verify`. Damage is an error, with everything that is damaged in it.
+pub async fn verify(config: &ClientConfig, id: Name, json: bool) -> Result<()> {
+    let mut exchange = Exchange::begin(config, &Request::Verify(id)).await?;
+    let mut lines = Lines::new();
+    let verified = loop {
+        match exchange.next().await? {
+            Reply::Progress(progress) => lines.show(&progress),
+            Reply::Verified(report) => break report,
+            other => return Err(exchange.unexpected(&other)),
+        }
+    };
+    lines.clear();
+    let problem = |member: &VerifiedMember| {
+        Some(format!("{} on {}: {}", member.vm, member.host, member.problem.as_ref()?))
+    };
+    let problems: Vec<_> = verified.members.iter().filter_map(problem).collect();
+    let (snapshot, members) = (verified.snapshot.clone(), verified.members.len());
+    if json {
+        output::json(&Verified { verified })?;
+    } else if problems.is_empty() {
+        output::line(&format!("{snapshot} is whole: every byte of {members} VMs is as it was saved"))?;
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let text = format!("{snapshot} is not whole, or not known to be: {}", problems.join("; "));
+    Err(CliError::new(Kind::Refused, text))
 }
 
 async fn records(config: &ClientConfig, request: Request) -> Result<Vec<SnapshotRecord>> {

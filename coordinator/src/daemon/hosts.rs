@@ -118,6 +118,7 @@ impl Owner {
     pub(super) fn lose_host(&mut self, host: &Name) -> Result<()> {
         self.registry.disconnect(host);
         self.takings_lose(host)?;
+        self.verifyings_lose(host);
         self.restorings_lose(host)
     }
 
@@ -139,7 +140,10 @@ impl Owner {
         }
         match answer {
             Answer::Deleted(()) => self.on_deleted(host, envelope),
-            _ => Ok(()),
+            other => {
+                self.on_verified(host, envelope, &other);
+                Ok(())
+            }
         }
     }
 }

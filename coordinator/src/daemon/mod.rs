@@ -20,6 +20,7 @@
 //! | `planning` | who takes part in a snapshot, and whether it may begin |
 //! | `taking` | carries out the snapshot's state machine |
 //! | `restoring` | carries out the restore's state machine |
+//! | `verifying` | compares files of snapshots with their digests |
 //! | `deleting` | removes files of snapshots |
 //! | `journal` | what outlives the coordinator |
 //! | `registry` | who is connected |
@@ -37,6 +38,7 @@ mod registry;
 mod requests;
 mod restoring;
 mod taking;
+mod verifying;
 
 use std::fs;
 use std::io::IsTerminal;

@@ -18,6 +18,7 @@ use super::journal::{Journal, Result};
 use super::registry::Registry;
 use super::restoring::Restoring;
 use super::taking::Taking;
+use super::verifying::Verifying;
 
 /// Operators who wait for the same answer.
 pub type Watchers = Vec<mpsc::Sender<Reply>>;
@@ -30,6 +31,8 @@ pub struct Owner {
     pub(super) takings: BTreeMap<Name, Taking>,
     /// Restores under way, by deployment.
     pub(super) restorings: BTreeMap<Name, Restoring>,
+    /// Verifications under way, by deployment.
+    pub(super) verifyings: BTreeMap<Name, Verifying>,
     /// Deletions for which an operator waits, by snapshot.
     pub(super) deletions: BTreeMap<Name, Deletion>,
     pub(super) started: Instant,
@@ -45,6 +48,7 @@ impl Owner {
             registry: Registry::default(),
             takings: BTreeMap::new(),
             restorings: BTreeMap::new(),
+            verifyings: BTreeMap::new(),
             deletions: BTreeMap::new(),
             started: Instant::now(),
             fault,
@@ -114,7 +118,8 @@ impl Owner {
         let takings = self.takings.values().map(|taking| taking.deadline);
         let restorings = self.restorings.values().map(|restoring| restoring.deadline);
         let deletions = self.deletions.values().map(|deletion| deletion.deadline);
-        let first = takings.chain(restorings).chain(deletions).min();
+        let verifyings = self.verifyings.values().map(|verifying| verifying.deadline);
+        let first = takings.chain(restorings).chain(verifyings).chain(deletions).min();
         first.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
 
@@ -125,6 +130,9 @@ impl Owner {
         }
         for deployment in due(&self.restorings, |restoring| restoring.deadline <= now) {
             self.on_restoring_deadline(&deployment)?;
+        }
+        for deployment in due(&self.verifyings, |verifying| verifying.deadline <= now) {
+            self.on_verifying_deadline(&deployment);
         }
         for snapshot in due(&self.deletions, |deletion| deletion.deadline <= now) {
             self.answer_deletion(&snapshot);
@@ -144,6 +152,7 @@ impl Owner {
         self.order_deletions(None);
         self.takings.values_mut().for_each(Taking::show);
         self.restorings.values_mut().for_each(Restoring::show);
+        self.verifyings.values_mut().for_each(Verifying::show);
         Ok(())
     }
 }

@@ -124,7 +124,8 @@ impl Owner {
         Ok(())
     }
 
-    fn choose_snapshot(&self, wanted: Option<Name>) -> std::result::Result<Stored, RequestError> {
+    /// A usable snapshot, the newest when none is named.
+    pub(super) fn choose_snapshot(&self, wanted: Option<Name>) -> std::result::Result<Stored, RequestError> {
         let error = |kind, text| Err(RequestError::new(kind, text));
         let Some(id) = wanted else { return self.newest_snapshot() };
         let Some(stored) = self.journal.snapshots().get(&id) else {

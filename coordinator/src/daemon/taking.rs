@@ -171,9 +171,12 @@ impl Owner {
     pub(super) fn open_course(&self, deployment: &Name) -> Option<String> {
         let taking =
             self.takings.get(deployment).map(|taking| format!("snapshot {}", taking.stored.record.id));
-        taking.or_else(|| {
-            self.restorings.get(deployment).map(|restoring| format!("the restore of {}", restoring.id))
-        })
+        let restoring =
+            || self.restorings.get(deployment).map(|restoring| format!("the restore of {}", restoring.id));
+        let verifying = || {
+            self.verifyings.get(deployment).map(|verifying| format!("the verification of {}", verifying.id))
+        };
+        taking.or_else(restoring).or_else(verifying)
     }
 
     /// Takes up what a dead coordinator left: aborts what was not committed, tells of what was.

@@ -233,3 +233,50 @@ fn a_host_that_is_away_deletes_when_it_comes_back() {
     wait_until("it is forgotten", || cluster.run(&["snapshot", "show", "ring-000001"]).code == 4);
     assert!(two.orders("vm3").contains(&"Delete"));
 }
+
+#[test]
+fn a_snapshot_is_verified_by_all_hosts_and_damage_is_named() {
+    let cluster = Cluster::start();
+    let hosts = [Host::start(&cluster, "h1", &["vm1"]), Host::start(&cluster, "h2", &["vm2"])];
+    cluster.wait_for_vms(2);
+    assert_eq!(cluster.run(&["snapshot", "take"]).code, 0);
+    let whole = cluster.json(&["snapshot", "verify", "ring-000001"]);
+    assert_eq!(whole["verified"]["members"].as_array().unwrap().len(), 2);
+    assert!(whole["verified"]["members"][1]["problem"].is_null(), "{whole}");
+
+    hosts[1].fault("Verify", Fault::Refuse);
+    let damaged = cluster.run(&["snapshot", "verify", "ring-000001"]);
+    assert_eq!(damaged.code, 5, "{}", damaged.stderr);
+    assert!(damaged.stderr.contains("vm2 on h2: QEMU died"), "{}", damaged.stderr);
+
+    hosts[0].fault("Verify", Fault::GoAway);
+    let lost = cluster.run(&["snapshot", "verify", "ring-000001"]);
+    assert!(
+        lost.code == 5 && lost.stderr.contains("vm1 on h1: the connection to its host"),
+        "{}",
+        lost.stderr
+    );
+    let away = cluster.run(&["snapshot", "verify", "ring-000001"]);
+    assert!(away.stderr.contains("vm1 on h1: its host h1 is not connected"), "{}", away.stderr);
+    assert_eq!(cluster.run(&["snapshot", "verify", "ring-000009"]).code, 4);
+}
+
+/// While hosts read, nothing else is begun, and a host that never ends does not keep the coordinator from its work.
+#[test]
+fn a_verification_is_a_course_of_its_own() {
+    let cluster = Cluster::start();
+    let host = Host::start(&cluster, "h1", &["vm1"]);
+    cluster.wait_for_vms(1);
+    assert_eq!(cluster.run(&["snapshot", "take"]).code, 0);
+    host.fault("Verify", Fault::Ignore);
+    let mut verifying = cluster.spawn(&["snapshot", "verify", "ring-000001"]);
+    wait_until("it is under way", || host.orders("vm1").contains(&"Verify"));
+    let refused = cluster.run(&["snapshot", "take"]);
+    assert!(
+        refused.code == 5 && refused.stderr.contains("the verification of ring-000001"),
+        "{}",
+        refused.stderr
+    );
+    host.set_away(true);
+    wait_until("it has ended", || verifying.try_wait().unwrap().is_some());
+}

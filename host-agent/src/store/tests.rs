@@ -150,4 +150,32 @@ fn what_was_promised_to_one_is_not_given_to_another() {
     store.check_space(500_000).unwrap_err();
     store.abandon(&other).unwrap();
     store.check_space(1 << 20).unwrap();
+fn the_images_below_are_verified_when_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("base.qcow2");
+    fs::write(&image, [7; 5000]).unwrap();
+    let store = Store::open(folder.path(), Limits::default()).unwrap();
+    let draft = store.begin(&name("s"), &name("a")).unwrap();
+    for file in ["ram", "devices"] {
+        fs::write(draft.folder().join(file), "bytes").unwrap();
+    }
+    let base = manifest::BaseImage {
+        path: image.clone(),
+        size: 5000,
+        modified: 0,
+        blake3: blake3::hash(&[7; 5000]).to_hex().to_string(),
+    };
+    store.finish(&draft, identity("s"), Saved { bases: vec![base], ..saved() }).unwrap();
+    let verify = || store.verify_with_bases(&name("s"), &name("a"));
+    verify().unwrap();
+    let mut bytes = [7; 5000];
+    bytes[4321] ^= 4;
+    for (content, words) in [(&bytes[..], "its content has changed"), (&bytes[1..], "it has 4999 bytes")] {
+        fs::write(&image, content).unwrap();
+        store.verify(&name("s"), &name("a")).unwrap();
+        let message = verify().unwrap_err().to_string();
+        assert!(message.contains("base.qcow2 is damaged") && message.contains(words), "{message}");
+    }
+    fs::remove_file(&image).unwrap();
+    assert!(verify().unwrap_err().to_string().contains("it is missing"));
 }

@@ -82,3 +82,21 @@ pub(super) fn check_files(manifest: &Manifest, folder: &Path) -> Result<(), Stor
     }
     Ok(())
 }
+
+pub(super) fn check_bases(manifest: &Manifest) -> Result<(), StoreError> {
+    for base in &manifest.bases {
+        let size = match fs::metadata(&base.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(damaged(&base.path, "it is missing"));
+            }
+            other => other.map_err(StoreError::file("read", &base.path))?.len(),
+        };
+        if size != base.size {
+            return Err(damaged(&base.path, format!("it has {size} bytes instead of {}", base.size)));
+        }
+        if files::digest(&base.path).map_err(StoreError::file("read", &base.path))? != base.blake3 {
+            return Err(damaged(&base.path, "its content has changed (the digest differs)"));
+        }
+    }
+    Ok(())
+}

@@ -18,6 +18,16 @@ impl Works {
         Ok(())
     }
 
+    /// As [`poll`](Self::poll), and the images below the disks' layers, however large they are.
+    pub(super) async fn verify(&self, envelope: &Envelope) -> Result<(), Failure> {
+        let (store, snapshot, vm) =
+            (self.store.clone(), envelope.snapshot.clone(), self.definition.name.clone());
+        tokio::task::spawn_blocking(move || store.verify_with_bases(&snapshot, &vm))
+            .await
+            .map_err(|error| Failure::new(FailureKind::Internal, Phase::Verify, error.to_string()))?
+            .map_err(|error| store_failure(&error, Phase::Verify))
+    }
+
     /// The old instance dies before the new one is made: two of one VM never live at once here.
     pub(super) async fn restore(&self, envelope: &Envelope) -> Result<(), Failure> {
         let name = &self.definition.name;

@@ -36,6 +36,8 @@ pub enum Step {
     Start(Vec<Prefix>),
     /// Remove the files of this snapshot.
     Delete,
+    /// Compare the files of this snapshot, and the images below them, with their digests.
+    Verify,
 }
 
 /// What a job that went well has to say.
@@ -62,6 +64,7 @@ pub(super) fn step_of(order: &Order) -> Step {
         Order::Restore(()) => Step::Restore,
         Order::Start(members) => Step::Start(members.clone()),
         Order::Delete(()) => Step::Delete,
+        Order::Verify(()) => Step::Verify,
     }
 }
 
@@ -79,5 +82,6 @@ pub fn phase_of(order: &Order) -> Phase {
         Order::Restore(()) => Phase::Restore,
         Order::Start(_) => Phase::Start,
         Order::Delete(()) => Phase::Delete,
+        Order::Verify(()) => Phase::Verify,
     }
 }

@@ -179,13 +179,13 @@ impl Participant {
 
     /// Terms and incarnations fence orders of a dead coordinator and of before a restore.
     fn staleness(&self, envelope: &Envelope, order: &Order) -> Option<Failure> {
-        let restoring =
-            matches!(order, Order::Poll(()) | Order::Restore(()) | Order::Start(_) | Order::Delete(()));
+        let harmless = matches!(order, Order::Delete(()) | Order::Verify(()));
+        let restoring = harmless || matches!(order, Order::Poll(()) | Order::Restore(()) | Order::Start(_));
         // How a snapshot ended concerns its files, also where the instance has died since: then this is incarnation 0.
         let decides = self.incarnation == 0 && matches!(order, Order::Commit(()) | Order::Abort(_));
         let text = if envelope.term < self.term {
             format!("coordinator term {} has ended; term {} leads now", envelope.term, self.term)
-        } else if envelope.incarnation < self.incarnation && !matches!(order, Order::Delete(())) {
+        } else if envelope.incarnation < self.incarnation && !harmless {
             format!("incarnation {} has ended; {} runs now", envelope.incarnation, self.incarnation)
         } else if envelope.incarnation > self.incarnation && !restoring && !decides {
             format!("incarnation {} was never restored here; {} runs", envelope.incarnation, self.incarnation)
@@ -204,7 +204,7 @@ impl Participant {
             Order::Commit(()) | Order::Abort(_) => self.on_decision(envelope, &order),
             Order::Restore(()) => self.on_restore(envelope),
             Order::Start(members) => self.on_start(envelope, members),
-            Order::Poll(()) | Order::Delete(()) => self.start(Job { envelope, step: step_of(&order) }),
+            other => self.start(Job { envelope, step: step_of(&other) }),
         }
     }
 
@@ -360,7 +360,7 @@ impl Participant {
                 self.state = State::Idle;
                 Answer::Settled(())
             }
-            (Step::Poll, _) => {
+            (Step::Poll | Step::Verify, _) => {
                 self.wait_on();
                 Answer::Ready(())
             }
@@ -393,7 +393,7 @@ impl Participant {
             // What is durable without its mark is reported as undecided at the next hello, and COMMIT is
             // legal in `Idle`; a member that stayed would refuse every later snapshot.
             Step::Restore | Step::Commit => self.state = State::Idle,
-            Step::Poll | Step::Delete => self.wait_on(),
+            Step::Poll | Step::Delete | Step::Verify => self.wait_on(),
             Step::Clear | Step::Start(_) => {}
         }
     }

@@ -136,6 +136,7 @@ fn every_order_in_every_state() {
             [&["Started"], &["Refused"], &["Refused"], &["Refused"], &["Refused"], &["Started"]],
         ),
         (Order::Delete(()), [&["Deleted"]; 6]),
+        (Order::Verify(()), [&["Ready"]; 6]),
     ];
     for (order, expected) in table {
         for (state, expected) in STATES.iter().zip(expected) {
