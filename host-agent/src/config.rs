@@ -1,5 +1,6 @@
 //! `host.toml`: what the host agent needs to know about its host.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -33,6 +34,9 @@ pub struct Config {
     /// MiB that all snapshots of this host may take together; without it, whatever the disk has.
     #[serde(default)]
     pub quota_mb: Option<u64>,
+    /// Seconds without a word from the coordinator after which all VMs are stopped; without it, they run on for ever.
+    #[serde(default)]
+    pub self_fence_s: Option<NonZeroU64>,
 }
 
 fn default_reserve() -> u64 {

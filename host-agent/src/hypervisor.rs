@@ -114,7 +114,13 @@ pub trait Vm: Send {
     /// Gives up whatever was prepared, cut or half saved: its files are deleted and the VM runs on.
     fn discard_cut(&mut self) -> Pending<'_, ()>;
 
-    /// Lets a restored VM run.
+    /// Stops the VM, durably: an agent that adopts it does not let it run either. Nothing else changes.
+    fn fence(&mut self) -> Pending<'_, ()>;
+
+    /// Was it stopped by [`fence`](Self::fence)?
+    fn is_fenced(&self) -> bool;
+
+    /// Lets a restored or fenced VM run.
     fn resume(&mut self) -> Pending<'_, ()>;
 }
 

@@ -7,6 +7,7 @@
 //! | [`definition`] | VM definitions in TOML |
 //! | [`hypervisor`] | the trait that every hypervisor driver implements, and the QEMU driver |
 //! | [`store`] | local snapshots on this host's disk |
+//! | [`fence`] | stops the VMs of a host that is cut off |
 //! | [`guest_channel`] | requests to the guest agent |
 //! | [`works`] | what a member's jobs do |
 //! | [`member`] | the task around one VM's participant |
@@ -20,6 +21,7 @@ pub mod colouring;
 pub mod config;
 pub mod definition;
 pub mod fault_point;
+pub mod fence;
 pub mod guest_channel;
 pub mod hypervisor;
 pub mod link;

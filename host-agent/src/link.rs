@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use unasnap_channel::{Connection, Trust, Writer, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
@@ -20,6 +20,7 @@ use unasnap_protocol::participant::phase_of;
 
 use crate::config::Config;
 use crate::fault_point;
+use crate::fence;
 use crate::member::Members;
 use crate::store::Store;
 
@@ -38,6 +39,8 @@ pub struct Link {
     pub trust: Trust,
     /// To whom orders go.
     pub members: Members,
+    /// Who is told that the coordinator lives, with `self_fence_s`.
+    pub fence: Option<watch::Sender<Instant>>,
     /// Where undecided snapshots lie.
     pub store: Store,
     /// What members answer.
@@ -94,6 +97,9 @@ impl Link {
                 frame = reader.recv() => {
                     let Some(frame) = frame? else { bail!("the coordinator closed the connection") };
                     heard = Instant::now();
+                    if let Some(fence) = &self.fence {
+                        fence.send_replace(heard);
+                    }
                     match self.dispatch(&frame)? {
                         Some(Reply::Session(message)) => tell(&mut writer, &message).await?,
                         Some(Reply::Member(envelope, refusal)) => answer(&mut writer, &envelope, &refusal).await?,
@@ -114,6 +120,10 @@ impl Link {
         match ToHost::decode(frame)? {
             ToHost::Session(CoordinatorSession::Goodbye(why)) => bail!("the coordinator said goodbye: {why}"),
             ToHost::Session(CoordinatorSession::Welcome(_)) => Ok(None),
+            ToHost::Session(CoordinatorSession::Incarnations(current)) => {
+                tokio::spawn(fence::lift(self.members.clone(), current));
+                Ok(None)
+            }
             ToHost::Session(CoordinatorSession::StillHere(asked_ns)) => {
                 let reading = ClockReading { asked_ns, received_ns, answered_ns: steady_ns() };
                 Ok(Some(Reply::Session(HostSession::ClockReading(reading))))

@@ -25,10 +25,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 type Pending<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
 /// What the rest of the host agent sees of a member.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Handle {
     orders: mpsc::Sender<(Envelope, Order)>,
     standing: watch::Receiver<Standing>,
+    works: Arc<Works>,
 }
 
 /// All members of this host.
@@ -51,6 +52,12 @@ impl Handle {
         }
     }
 
+    /// Its VM.
+    #[must_use]
+    pub fn works(&self) -> &Works {
+        &self.works
+    }
+
     /// The member as it stood a second ago at most.
     #[must_use]
     pub fn standing(&self) -> Standing {
@@ -66,7 +73,7 @@ pub async fn start(works: Arc<Works>, answers: mpsc::UnboundedSender<(Envelope, 
     let participant = Participant::new(works.incarnation().await);
     let member = Member {
         participant,
-        works,
+        works: works.clone(),
         answers,
         job: None,
         saving: None,
@@ -75,7 +82,7 @@ pub async fn start(works: Arc<Works>, answers: mpsc::UnboundedSender<(Envelope, 
         standing: standing_sender,
     };
     tokio::spawn(member.run(orders));
-    Handle { orders: order_sender, standing }
+    Handle { orders: order_sender, standing, works }
 }
 
 struct Member {

@@ -1,6 +1,7 @@
 //! The whole host agent: opens what it needs, finds or starts its VMs, then serves until it is told to stop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,6 +13,7 @@ use unasnap_protocol::name::Name;
 use crate::colouring::host::{KernelTaps, Taps};
 use crate::config::Config;
 use crate::definition::{VmDefinition, load_folder};
+use crate::fence;
 use crate::hypervisor::qemu::Qemu;
 use crate::hypervisor::{Hypervisor, Vm};
 use crate::link::Link;
@@ -62,7 +64,9 @@ pub async fn run(config: Config) -> Result<()> {
         works.take_charge(found).await;
         members.insert(name, member::start(Arc::new(works), answer_sender.clone()).await);
     }
-    let link = Link { config, trust, members, store, answers };
+    let after = config.self_fence_s.map(|seconds| Duration::from_secs(seconds.get()));
+    let fence = after.map(|after| fence::start(after, members.clone()));
+    let link = Link { config, trust, members, fence, store, answers };
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be waited for")?;
     tokio::select! {
         () = link.run() => {}

@@ -87,6 +87,33 @@ impl Works {
         self.instance.lock().await.as_ref().map_or(0, |vm| vm.incarnation())
     }
 
+    /// Stops the VM, if it runs, until [`lift_fence`](Self::lift_fence) or a restore.
+    pub async fn fence(&self) {
+        let mut instance = self.instance.lock().await;
+        if let Some(vm) = instance.as_mut().filter(|vm| !vm.is_fenced())
+            && let Err(error) = vm.fence().await
+        {
+            tracing::error!(vm = %self.definition.name, "it may run on although its host is cut off: {error}");
+        }
+    }
+
+    /// Lets a fenced VM go on, if `current` is its incarnation.
+    pub async fn lift_fence(&self, current: u64) {
+        let (mut instance, name) = (self.instance.lock().await, &self.definition.name);
+        let Some(vm) = instance.as_mut().filter(|vm| vm.is_fenced()) else { return };
+        if vm.incarnation() != current {
+            tracing::error!(
+                vm = %name,
+                "it stays stopped: incarnation {current} of its deployment runs elsewhere, this is {}; a restore removes it",
+                vm.incarnation()
+            );
+        } else if let Err(error) = vm.resume().await {
+            tracing::error!(vm = %name, "it stays stopped: {error}");
+        } else {
+            tracing::info!(vm = %name, "the coordinator is back: it goes on");
+        }
+    }
+
     /// Carries out one job of the participant.
     ///
     /// # Errors

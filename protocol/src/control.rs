@@ -305,6 +305,9 @@ messages! {
         9 => Goodbye(String),
         /// Once a second; its absence for five tells that the coordinator is gone. The body is its clock, nanoseconds.
         10 => StillHere(u64),
+        /// Right after the welcome: the incarnation that runs now of each deployment of which the host has reported VMs. One that
+        /// was fenced while its host was cut off may go on only if it is of that incarnation.
+        11 => Incarnations(Vec<(Name, u64)>),
     }
 }
 

@@ -152,6 +152,7 @@ fn sessions() {
             CoordinatorSession::Welcome(Welcome { protocol: 1, term: 300 }),
             CoordinatorSession::Goodbye("why".to_owned()),
             CoordinatorSession::StillHere(700),
+            CoordinatorSession::Incarnations(vec![(name("ring"), 300)]),
         ]
     );
 }

@@ -1,6 +1,6 @@
 //! Hosts come, report, answer and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{
@@ -28,6 +28,11 @@ impl Owner {
         self.registry.connect(host.clone(), link, Inventory { vms: Vec::new(), free_bytes: 0 }, outbox);
         let welcome = Welcome { protocol: PROTOCOL_VERSION, term: self.journal.term() };
         self.registry.say(&host, &CoordinatorSession::Welcome(welcome));
+        let deployments: BTreeSet<_> = hello.inventory.vms.iter().map(|vm| vm.deployment.clone()).collect();
+        let incarnation =
+            |deployment: Name| (deployment.clone(), self.journal.counters(&deployment).incarnation);
+        let current = deployments.into_iter().map(incarnation).collect();
+        self.registry.say(&host, &CoordinatorSession::Incarnations(current));
         self.ask_clock(&host);
         self.on_inventory(&host, hello.inventory)?;
         for undecided in &hello.undecided {

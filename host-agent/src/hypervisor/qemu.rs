@@ -200,8 +200,16 @@ impl Qemu {
         let arguments = command::arguments(vm, &facts, &folder, &chains, &taps, begin);
         let awaits_resume = begin != Begin::Boot;
         let memory_bytes = vm.memory_bytes();
-        let mut instance =
-            Instance { process: None, incarnation, facts, memory_bytes, taps, disks: chains, awaits_resume };
+        let mut instance = Instance {
+            process: None,
+            incarnation,
+            facts,
+            memory_bytes,
+            taps,
+            disks: chains,
+            awaits_resume,
+            fenced: false,
+        };
         let connected = async {
             for stale in [&folder.qmp, &folder.guest, &folder.pid_file] {
                 remove_if_there(stale).map_err(HypervisorError::file("delete", stale))?;

@@ -150,6 +150,9 @@ fn what_was_promised_to_one_is_not_given_to_another() {
     store.check_space(500_000).unwrap_err();
     store.abandon(&other).unwrap();
     store.check_space(1 << 20).unwrap();
+}
+
+#[test]
 fn the_images_below_are_verified_when_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("base.qcow2");

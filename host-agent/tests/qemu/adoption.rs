@@ -97,6 +97,25 @@ fn a_restored_vm_stays_paused_until_it_is_resumed() {
     });
 }
 
+/// The agent of a host that is cut off dies, too.
+#[test]
+fn a_fenced_vm_stays_stopped_until_it_is_resumed() {
+    with_bench(None, |bench| {
+        Box::pin(async {
+            let mut vm = bench.start().await;
+            vm.fence().await.unwrap();
+            vm.discard_cut().await.unwrap();
+            drop(vm);
+            let mut vm = bench.second_driver().await.adopt(&bench.vm).await.unwrap().unwrap();
+            assert!(vm.is_fenced());
+            assert_eq!(vm.state().await.unwrap(), VmState::Paused);
+            vm.resume().await.unwrap();
+            assert!(!vm.is_fenced());
+            bench.assert_counting().await;
+        })
+    });
+}
+
 /// The agent dies after QEMU was made and before that was recorded.
 #[test]
 fn an_unrecorded_process_is_found() {

@@ -235,11 +235,12 @@ pub struct FakeVm {
     pub folder: Option<PathBuf>,
     pub space_needed: u64,
     pub ram: Ram,
+    pub fenced: bool,
 }
 
 impl FakeVm {
     pub fn new(behaviour: Machine, log: Log, socket: PathBuf, space_needed: u64) -> Self {
-        Self { behaviour, ram: Ram::new(log.clone()), log, socket, folder: None, space_needed }
+        Self { behaviour, ram: Ram::new(log.clone()), log, socket, folder: None, space_needed, fenced: false }
     }
 }
 
@@ -315,8 +316,19 @@ impl Vm for FakeVm {
         Box::pin(async { Ok(()) })
     }
 
+    fn fence(&mut self) -> Pending<'_, ()> {
+        self.log.add("fence");
+        self.fenced = true;
+        Box::pin(async { Ok(()) })
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
     fn resume(&mut self) -> Pending<'_, ()> {
         self.log.add("resume");
+        self.fenced = false;
         Box::pin(async { Ok(()) })
     }
 }

@@ -6,6 +6,7 @@
 
 mod atomic;
 mod fakes;
+mod fencing;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -83,6 +83,9 @@ pub(super) struct Instance {
     pub disks: Vec<Chain>,
     /// Restored and not resumed yet: a paused VM is then as it should be.
     pub awaits_resume: bool,
+    /// Stopped because its host was cut off, and to stay so.
+    #[serde(default)]
+    pub fenced: bool,
 }
 
 /// The layers of one disk.

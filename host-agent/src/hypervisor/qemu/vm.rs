@@ -332,7 +332,7 @@ impl QemuVm {
     async fn settle_and_run(&mut self) -> Result<(), HypervisorError> {
         disks::settle(&self.qmp, &mut self.instance.disks, &self.folder).await?;
         let state = self.ask_state().await?;
-        if matches!(state, VmState::Paused | VmState::IoError) && !self.instance.awaits_resume {
+        if matches!(state, VmState::Paused | VmState::IoError) && !self.stays_stopped() {
             self.run_on().await?;
         }
         self.instance.write(&self.folder)?;
@@ -341,10 +341,22 @@ impl QemuVm {
         disks::start_merges(&self.qmp, &self.instance.disks).await
     }
 
+    /// A paused VM is then as it should be.
+    fn stays_stopped(&self) -> bool {
+        self.instance.awaits_resume || self.instance.fenced
+    }
+
+    async fn do_fence(&mut self) -> Result<(), HypervisorError> {
+        self.instance.fenced = true;
+        self.instance.write(&self.folder)?;
+        self.qmp.execute("stop", json!({})).await.map(drop)
+    }
+
     async fn do_resume(&mut self) -> Result<(), HypervisorError> {
         tap::raise(&self.instance.taps).await?;
         self.run_on().await?;
         self.instance.awaits_resume = false;
+        self.instance.fenced = false;
         self.instance.write(&self.folder)
     }
 }
@@ -392,6 +404,14 @@ impl Vm for QemuVm {
 
     fn discard_cut(&mut self) -> Pending<'_, ()> {
         Box::pin(self.do_discard())
+    }
+
+    fn fence(&mut self) -> Pending<'_, ()> {
+        Box::pin(self.do_fence())
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.instance.fenced
     }
 
     fn resume(&mut self) -> Pending<'_, ()> {
