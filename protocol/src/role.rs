@@ -17,7 +17,7 @@ pub enum Role {
 }
 
 /// Number of each [`Request`] and the least role that may ask it. The only place that says so.
-const NEEDED: [(u16, Role); 6] = [
+const NEEDED: [(u16, Role); 7] = [
     (160, Role::View),    // Status
     (161, Role::Operate), // Take
     (162, Role::View),    // List

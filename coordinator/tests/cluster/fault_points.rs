@@ -13,15 +13,17 @@ enum Course {
     Refused,
     Restore,
     Delete,
+    Verify,
 }
 
 /// In which course a step is taken; `None` for the end of a connection, which is no decision.
 fn course(step: &str) -> Option<Course> {
     Some(match step {
         "Goodbye" => return None,
-        "term" | "host" | "vms" | "Welcome" | "StillHere" => Course::Start,
+        "term" | "host" | "vms" | "Welcome" | "StillHere" | "Incarnations" => Course::Start,
         "aborted" | "Abort" => Course::Refused,
         "loading" | "Poll" | "Restore" | "Start" => Course::Restore,
+        "Verify" => Course::Verify,
         "deleting" | "removed" | "Delete" => Course::Delete,
         _ => Course::Take,
     })
@@ -56,6 +58,7 @@ fn die_and_recover(cluster: &mut Cluster, hosts: &[Host; 2], point: &str, course
         Course::Take | Course::Refused => &["snapshot", "take"],
         Course::Restore => &["restore", &newest],
         Course::Delete => &["snapshot", "delete", &newest],
+        Course::Verify => &["snapshot", "verify", &newest],
     };
     wait_until(&format!("the coordinator dies at {point}"), || {
         cluster.has_died() || {

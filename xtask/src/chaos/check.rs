@@ -17,8 +17,10 @@ use crate::process::text;
 const SETTLED: Duration = Duration::from_secs(45);
 
 /// Steps of the protocol, one of which a report must name.
-const PHASES: [&str; 11] =
-    ["PREPARE", "ARM", "TAKE", "SAVE", "CLEAR", "COMMIT", "ABORT", "POLL", "RESTORE", "START", "DELETE"];
+const PHASES: [&str; 12] = [
+    "PREPARE", "ARM", "TAKE", "SAVE", "CLEAR", "COMMIT", "ABORT", "POLL", "RESTORE", "START", "DELETE",
+    "VERIFY",
+];
 
 const WATCHING: &str = "add table bridge watch; delete table bridge watch; add table bridge watch; \
     add chain bridge watch forward { type filter hook forward priority 1; }; \

@@ -106,7 +106,9 @@ fn steps(stage: &mut Stage<'_>, row: &Row, findings: &mut Findings) -> Result<()
     }
     recover(stage, row, done, findings)?;
     stage.wait_until_settled()?;
-    stage.take().context("the next snapshot")?;
+    let next = stage.take().context("the next snapshot")?;
+    let whole = stage.begin(&["snapshot", "verify", &next]).end()?;
+    ensure!(whole.is_ok(), "I3: {whole:?}");
     stage.wait_for_traffic(&[], struck, TRAFFIC)?;
     tidy(stage)
 }
@@ -142,6 +144,7 @@ fn act(stage: &mut Stage<'_>, row: &Row) -> Result<Option<Asking>> {
         Course::Take | Course::Refused => stage.begin(&["snapshot", "take"]),
         Course::Restore | Course::RestoreArmed => stage.begin(&["restore", newest]),
         Course::Delete => stage.begin(&["snapshot", "delete", oldest]),
+        Course::Verify => stage.begin(&["snapshot", "verify", newest]),
         Course::Begin => {
             stage.restart(row.victim)?;
             return Ok(None);

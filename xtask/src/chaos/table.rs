@@ -31,6 +31,8 @@ pub enum Course {
     RestoreArmed,
     /// Deletes a snapshot.
     Delete,
+    /// Verifies the newest snapshot.
+    Verify,
     /// Starts the victim.
     Begin,
 }
@@ -88,13 +90,14 @@ pub const NOT_REACHED: [(&str, &str); 8] = [
 
 /// Who reaches a step and what has to go on for it. `None`: see [`NOT_REACHED`].
 fn place(group: &str, step: &str) -> Option<(Victim, Course)> {
-    use Course::{Begin, Delete, Merge, Refused, Restore, RestoreArmed, Take};
+    use Course::{Begin, Delete, Merge, Refused, Restore, RestoreArmed, Take, Verify};
     use Victim::{Coordinator, Guest, Host};
     if NOT_REACHED.iter().any(|(name, _)| *name == format!("{group}.{step}")) {
         return None;
     }
     Some(match (group, step) {
-        ("journal", "term") | ("say", "Welcome") => (Coordinator, Begin),
+        ("journal", "term") | ("say", "Welcome" | "Incarnations") => (Coordinator, Begin),
+        ("order", "Verify") => (Coordinator, Verify),
         ("journal", "aborted") | ("order", "Abort") => (Coordinator, Refused),
         ("journal", "loading") | ("order", "Poll" | "Restore" | "Start") => (Coordinator, Restore),
         ("journal", "deleting" | "removed") | ("order", "Delete") => (Coordinator, Delete),
