@@ -350,5 +350,7 @@ fn prefix(text: &str) -> Option<Prefix> {
     })
 }
 
+// The path is written out because `tests/fuzz` reads this file, too.
 #[cfg(test)]
+#[path = "definition/tests.rs"]
 mod tests;

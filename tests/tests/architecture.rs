@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LONGEST_FILE: usize = 500;
 
 /// Folder of each package of ours and the packages of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("protocol", &[]),
     ("protocol/channel", &["unasnap-protocol"]),
     ("protocol/fault-points", &["unasnap-protocol"]),
@@ -33,6 +33,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
         &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader", "unasnap-host", "unasnap-tests"],
     ),
     ("tests/proof", &["unasnap-protocol", "unasnap-guest-ebpf"]),
+    ("tests/fuzz", &["unasnap-protocol"]),
     ("xtask", &["unasnap-tests", "unasnap-fault-points"]),
     ("tests", &["unasnap-protocol", "unasnap-channel"]),
 ];
@@ -51,8 +52,15 @@ const IMPURE: [&str; 9] = [
 ];
 
 /// Where `unsafe` may stand: where the kernel's ABI needs it.
-const UNSAFE: [&str; 6] =
-    ["guest-ebpf", "guest-agent", "host-agent/src/hypervisor", "tests/bench/src", "xtask/src", "tests/src"];
+const UNSAFE: [&str; 7] = [
+    "guest-ebpf",
+    "guest-agent",
+    "host-agent/src/hypervisor",
+    "tests/bench/src",
+    "xtask/src",
+    "tests/src",
+    "tests/fuzz/src",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

@@ -9,6 +9,7 @@
 //! chaos   kill, cut, fill and hang everything at every step, and prove that nothing is broken
 //! prove   explore and simulate the protocol's state machines, and see that every known mistake is found
 //! bench   what it costs, against every alternative
+//! fuzz    every decoder against made-up inputs
 //! test    every check there is
 //! ```
 
@@ -17,6 +18,7 @@ mod bench;
 mod build;
 mod chaos;
 mod demo;
+mod fuzz;
 mod guest_image;
 mod interrupt;
 mod lab;
@@ -62,6 +64,8 @@ enum Command {
     Prove(prove::Options),
     /// Measure what unasnap costs, against every alternative, side by side
     Bench(bench::Options),
+    /// Try made-up inputs on every decoder
+    Fuzz(fuzz::Options),
     /// Run every check there is
     Test,
 }
@@ -86,6 +90,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Chaos(options) => chaos::run(&layout, &options),
         Command::Prove(options) => prove::run(&layout, &options),
         Command::Bench(options) => bench::run(&layout, &options),
+        Command::Fuzz(options) => fuzz::run(&layout, &options),
         Command::Test => test::run(&layout),
         Command::Build => build::build(&layout).map(|_| ()),
     }

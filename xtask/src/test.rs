@@ -60,6 +60,7 @@ pub fn run(layout: &Layout) -> Result<()> {
         let own = std::env::current_exe().context("this program's own path")?;
         let experiments = [
             ("prove", &["prove", "--runs", "20000"][..]),
+            ("fuzz", &["fuzz"]),
             ("demo", &["demo", "--json"]),
             ("control", &["control"]),
             ("bank", &["bank", "--snapshots", "2", "--fault", "all"]),

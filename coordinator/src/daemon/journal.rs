@@ -13,14 +13,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use unasnap_fault_points::{after, before};
-use unasnap_protocol::control::{Colouring, Envelope};
-use unasnap_protocol::guest::{Epoch, Prefix};
 use unasnap_protocol::name::Name;
-use unasnap_protocol::operator::{SnapshotRecord, SnapshotState};
+use unasnap_protocol::operator::SnapshotState;
 
+pub use self::records::{Counters, KnownHost, KnownVm, Stored};
+
+mod records;
 #[cfg(test)]
 mod tests;
 
@@ -52,85 +53,6 @@ pub enum JournalError {
 
 /// What the journal's methods return.
 pub type Result<T> = std::result::Result<T, JournalError>;
-
-/// Counters of one deployment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    /// The highest epoch that was used.
-    pub last_epoch: Epoch,
-    /// Counts its restores.
-    pub incarnation: u64,
-}
-
-/// One snapshot with what is needed to finish, restore or delete it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Stored {
-    /// What operators see.
-    pub record: SnapshotRecord,
-    /// Of the deployment when it was taken.
-    pub incarnation: u64,
-    /// Addresses of all members.
-    pub addresses: Vec<Prefix>,
-    /// Has every member been told how it ended (or will be when it asks)?
-    pub closed: bool,
-    /// Members whose files are still to be removed, once it is being deleted.
-    pub undeleted: Vec<Name>,
-}
-
-impl Stored {
-    /// Is it usable?
-    pub fn is_committed(&self) -> bool {
-        self.record.state == SnapshotState::Committed
-    }
-
-    /// What writing this record makes durable, as the fault points call it.
-    fn step(&self) -> &'static str {
-        match self.record.state {
-            SnapshotState::Deleting => "deleting",
-            _ if self.closed => "closed",
-            SnapshotState::Open => "taken",
-            SnapshotState::Committed => "committed",
-            SnapshotState::Aborted => "aborted",
-        }
-    }
-
-    /// VM and host of every member.
-    pub fn places(&self) -> BTreeMap<Name, Name> {
-        self.record.members.iter().map(|member| (member.vm.clone(), member.host.clone())).collect()
-    }
-
-    /// The envelope of this snapshot to `vm` from a coordinator of `term`.
-    pub fn envelope(&self, vm: &Name, term: u64) -> Envelope {
-        Envelope {
-            vm: vm.clone(),
-            deployment: self.record.deployment.clone(),
-            snapshot: self.record.id.clone(),
-            epoch: self.record.epoch,
-            term,
-            incarnation: self.incarnation,
-        }
-    }
-}
-
-/// A VM that a host has reported, so that it is missed while its host is away.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownVm {
-    /// Where it is.
-    pub host: Name,
-    /// Whose member it is.
-    pub deployment: Name,
-    /// Addresses by which the other members know it.
-    pub addresses: Vec<Prefix>,
-    /// How its packets are coloured.
-    pub colouring: Colouring,
-}
-
-/// A host that was connected once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownHost {
-    /// As last seen.
-    pub agent_version: String,
-}
 
 /// The store, and a copy of its content in memory.
 pub struct Journal {

@@ -19,8 +19,9 @@ const QUICK: Duration = Duration::from_secs(60);
 const QEMU_MAJOR: u32 = 10;
 
 /// A program that must be found, and the package that has it.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("cc", "gcc"),
+    ("c++", "g++"),
     ("dpkg-deb", "dpkg"),
     ("ip", "iproute2"),
     ("tc", "iproute2"),

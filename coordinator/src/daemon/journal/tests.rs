@@ -1,7 +1,9 @@
 //! What is written is there after the next start, and nothing else.
 
 use tempfile::TempDir;
-use unasnap_protocol::operator::PhaseTimes;
+use unasnap_protocol::control::Colouring;
+use unasnap_protocol::guest::{Epoch, Prefix};
+use unasnap_protocol::operator::{PhaseTimes, SnapshotRecord};
 
 use super::*;
 

@@ -11,14 +11,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::line::{Line, Refusal};
 use super::super::HypervisorError;
+
+mod line;
 use crate::fault_point;
 
 /// Longest line that is accepted, bytes; `query-qmp-schema`, which nobody asks for, is the only longer answer.
@@ -65,24 +67,6 @@ struct Request {
 
 /// What became of a command, and when that was known.
 type Answer = (Instant, Result<Value, Refusal>);
-
-/// QEMU's own words about a command.
-#[derive(Debug, Deserialize)]
-struct Refusal {
-    desc: String,
-}
-
-/// Any line that QEMU sends after its greeting.
-#[derive(Debug, Deserialize)]
-struct Line {
-    id: Option<u64>,
-    #[serde(rename = "return")]
-    value: Option<Value>,
-    error: Option<Refusal>,
-    event: Option<String>,
-    #[serde(default)]
-    data: Value,
-}
 
 impl Qmp {
     /// Connects and leaves negotiation mode.
@@ -293,7 +277,7 @@ async fn read_line(lines: &mut BufReader<OwnedReadHalf>) -> std::io::Result<Opti
     lines.take(MAX_LINE_BYTES).read_until(b'\n', &mut text).await?;
     match text.last() {
         None => Ok(None),
-        Some(b'\n') => Ok(Some(serde_json::from_slice(&text)?)),
+        Some(b'\n') => Ok(Some(Line::read(&text)?)),
         Some(_) => Err(std::io::Error::other("the monitor's line is cut off or longer than 1 MiB")),
     }
 }

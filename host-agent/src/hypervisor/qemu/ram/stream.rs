@@ -342,5 +342,7 @@ fn push_name(stream: &mut Vec<u8>, name: &str) {
     stream.extend(name.as_bytes());
 }
 
+// The path is written out because `tests/fuzz` reads this file, too.
 #[cfg(test)]
+#[path = "stream/tests.rs"]
 mod tests;

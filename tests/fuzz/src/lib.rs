@@ -1,0 +1,62 @@
+//! Fuzz targets: whatever comes from outside is decoded here, by the code that ships.
+//!
+//! A target must not panic, take no more memory than [`memory`] allows, and find what it has decoded again when that is
+//! encoded and decoded once more. Files of programs are read by their path: so the fuzzer is built without the
+//! programs around them.
+//!
+//! The inputs that reach all of the code known to be reachable are kept in `corpus/TARGET`; a test runs them.
+
+pub mod memory;
+mod parsers;
+mod wire;
+
+#[path = "../../../host-agent/src/definition.rs"]
+#[expect(dead_code, reason = "only what decodes is used here")]
+mod definition;
+#[path = "../../../host-agent/src/hypervisor/qemu/qmp/line.rs"]
+mod line;
+#[path = "../../../host-agent/src/store/manifest.rs"]
+#[expect(dead_code, reason = "only what decodes is used here")]
+mod manifest;
+#[path = "../../../coordinator/src/daemon/journal/records.rs"]
+#[expect(dead_code, reason = "only what decodes is used here")]
+mod records;
+#[path = "../../../host-agent/src/hypervisor/qemu/ram/stream.rs"]
+#[cfg_attr(not(test), expect(dead_code, reason = "only what decodes is used here"))]
+mod stream;
+
+/// A decoder under test.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// As on the command line and in `corpus`.
+    pub name: &'static str,
+    /// Panics if the decoder did something wrong.
+    pub run: fn(&[u8]),
+}
+
+/// All of them.
+pub const TARGETS: [Target; 11] = [
+    Target { name: "frames", run: wire::frames },
+    Target { name: "guest-frames", run: wire::guest_frames },
+    Target { name: "control", run: wire::control },
+    Target { name: "operator", run: wire::operator },
+    Target { name: "guest", run: wire::guest },
+    Target { name: "names", run: wire::names },
+    Target { name: "manifest", run: parsers::manifest },
+    Target { name: "definition", run: parsers::definition },
+    Target { name: "journal", run: parsers::journal },
+    Target { name: "migration", run: parsers::migration },
+    Target { name: "qmp", run: parsers::qmp },
+];
+
+/// The target of this name.
+#[must_use]
+pub fn find(name: &str) -> Option<Target> {
+    TARGETS.into_iter().find(|target| target.name == name)
+}
+
+/// All names, for messages.
+#[must_use]
+pub fn names() -> String {
+    TARGETS.map(|target| target.name).join(", ")
+}
