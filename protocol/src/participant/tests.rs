@@ -100,7 +100,7 @@ fn answers(state: &str, order: Order) -> Vec<&'static str> {
 
 #[test]
 fn every_order_in_every_state() {
-    let table: [(Order, [&[&str]; 6]); 10] = [
+    let table: [(Order, [&[&str]; 6]); 11] = [
         (
             Order::Prepare(vec![]),
             [&["Prepared"], &["Prepared"], &["Refused"], &["Refused"], &["Refused"], &["Refused"]],

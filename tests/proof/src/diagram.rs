@@ -130,6 +130,7 @@ fn job_words(setup: &Setup, world: &World, member: usize) -> String {
         Step::Restore => "RESTORE",
         Step::Start(_) => "START",
         Step::Delete => "DELETE",
+        Step::Verify => "VERIFY",
     };
     format!("{step}: {}", next_part(setup, member, &running.job.step, running.next))
 }

@@ -56,7 +56,7 @@ fn script(setup: &Setup, member: usize, step: &Step) -> Vec<Action> {
         Step::Clear => vec![Action::Idle],
         Step::Commit => vec![Action::Mark, Action::Idle],
         Step::Undo => vec![Action::GiveUp, Action::Remove],
-        Step::Poll => vec![Action::Verify],
+        Step::Poll | Step::Verify => vec![Action::Verify],
         Step::Restore => vec![Action::Destroy, Action::Load],
         // Programs on the host are told before the VM runs, those in the guest as soon as they answer.
         Step::Start(_) if setup.by_host(member) => vec![Action::SetRestored, Action::Start],
@@ -83,6 +83,7 @@ fn phase(step: &Step) -> Phase {
         Step::Restore => Phase::Restore,
         Step::Start(_) => Phase::Start,
         Step::Delete => Phase::Delete,
+        Step::Verify => Phase::Verify,
     }
 }
 
