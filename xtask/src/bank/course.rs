@@ -27,6 +27,10 @@ const LATE_VM: u32 = 2;
 /// How late, in milliseconds: longer than the pauses of the others, far shorter than the members' lease.
 const LATE_MS: u32 = 150;
 
+/// How late it is prepared where there is no barrier, in milliseconds: longer than the others take to copy their RAM and
+/// cut, shorter than the lease after which it would advance by itself.
+const PREPARE_LATE_MS: u32 = 1500;
+
 /// Transfers that every channel must have passed before a snapshot is taken.
 const WARM: u64 = 50;
 const WARM_UP: Duration = Duration::from_secs(90);
@@ -118,7 +122,7 @@ impl Bank<'_> {
     /// snapshot, since the run before has broken channels perhaps.
     fn hunt(&mut self, mistake: Mistake, clean: &str, runs: u32) -> Result<Hunt> {
         self.talk.say(&format!("{}: restarting the daemons with this mistake", mistake.label));
-        let late = format!("vm{LATE_VM}={}", 2 * LATE_MS);
+        let late = format!("vm{LATE_VM}={PREPARE_LATE_MS}");
         let mut switches = vec![("UNASNAP_TEST_FAULT", mistake.label)];
         if mistake.prepares_late {
             switches.push(("UNASNAP_TEST_PREPARE_DELAY_MS", late.as_str()));
