@@ -40,6 +40,13 @@ impl WordState {
     pub fn colouring(epoch: Epoch) -> Self {
         Self { send: epoch, receive: epoch, colouring: true, strict: false }
     }
+
+    /// Both halves at `epoch`, colouring on, strict: a restored member that may still find frames in its card that arrived
+    /// before the cut and were not judged. As it was when they came, uncoloured ones are from anywhere in time.
+    #[must_use]
+    pub fn waking(epoch: Epoch) -> Self {
+        Self { send: epoch, receive: epoch, colouring: true, strict: true }
+    }
 }
 
 /// An address or prefix by which members are known.

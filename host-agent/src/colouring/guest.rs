@@ -14,6 +14,9 @@ const COURTESY: Duration = Duration::from_millis(500);
 const WAKE_LIMIT: Duration = Duration::from_secs(15);
 /// The same where it is not known whether there is an agent at all.
 const COURTESY_WAKE_LIMIT: Duration = Duration::from_secs(2);
+/// In this time a guest that runs takes from its card what lay there. Its kernel does so as soon as it is woken; the agent,
+/// which may have a higher priority, waits for requests meanwhile.
+const CARD_DRAINS: Duration = Duration::from_millis(20);
 
 /// Makes programs that the guest may have of its own idle, and asks what only the guest knows: connections to the
 /// outside. `None` when nobody answers.
@@ -28,6 +31,9 @@ pub(super) async fn stand_aside(guest: &mut GuestChannel, members: SetMembers, e
 
 /// Sets the word as soon as the guest agent answers, then members, clock and entropy; answers the hooks that failed.
 ///
+/// Where the agent is `needed`, its programs are strict until the frames have been judged that lay in the guest's card at the cut.
+/// Idle at once, they would take one of the future for one of today, if the network had cleared its mark.
+///
 /// # Errors
 /// Nobody answers in time; less of it where the agent is not `needed`.
 pub(super) async fn wake(
@@ -36,8 +42,12 @@ pub(super) async fn wake(
     epoch: Epoch,
     needed: bool,
 ) -> Result<Vec<String>, GuestError> {
-    let deadline = Instant::now() + if needed { WAKE_LIMIT } else { COURTESY_WAKE_LIMIT };
-    while let Err(error) = guest.set_word(WordState::idle(epoch)).await {
+    let (first, limit) = match needed {
+        true => (WordState::waking(epoch), WAKE_LIMIT),
+        false => (WordState::idle(epoch), COURTESY_WAKE_LIMIT),
+    };
+    let deadline = Instant::now() + limit;
+    while let Err(error) = guest.set_word(first).await {
         if Instant::now() > deadline {
             return Err(error);
         }
@@ -47,6 +57,10 @@ pub(super) async fn wake(
     guest.set_members(members).await?;
     let hooks = StartHooks { unix_ns: unix_ns(), entropy: entropy() };
     let problem = guest.start_hooks(hooks).await.err();
+    if needed {
+        sleep(CARD_DRAINS).await;
+        guest.set_word(WordState::idle(epoch)).await?;
+    }
     Ok(problem.into_iter().map(|error| error.to_string()).collect())
 }
 

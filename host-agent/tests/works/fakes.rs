@@ -180,7 +180,9 @@ pub fn serve_guest(path: &Path, behaviour: Guest, log: Log) {
 fn describe(request: &GuestRequest) -> String {
     match request {
         GuestRequest::SetWord(word) => {
-            format!("word {} {} {}", word.send, word.receive, if word.colouring { "on" } else { "off" })
+            let colouring = if word.colouring { "on" } else { "off" };
+            let strict = if word.strict { ", strict" } else { "" };
+            format!("word {} {} {colouring}{strict}", word.send, word.receive)
         }
         other => other.name().to_owned(),
     }

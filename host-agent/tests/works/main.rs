@@ -273,7 +273,7 @@ async fn saving_that_is_broken_off_can_be_undone() {
 }
 
 #[tokio::test]
-async fn a_restore_destroys_before_it_loads_and_sets_the_word_before_the_hooks() {
+async fn a_restore_destroys_before_it_loads_and_is_strict_until_the_hooks_have_run() {
     let bench = bench(Guest::Healthy, Machine::Healthy, 0).await;
     bench.up_to_the_cut().await;
     bench.works.save(&envelope()).await.unwrap();
@@ -287,9 +287,10 @@ async fn a_restore_destroys_before_it_loads_and_sets_the_word_before_the_hooks()
         "load",
         "tap: remove",
         "resume",
-        "word 6 6 off",
+        "word 6 6 on, strict",
         "SetMembers",
         "StartHooks",
+        "word 6 6 off",
     ];
     assert_eq!(bench.log.taken(), expected);
 }

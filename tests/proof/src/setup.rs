@@ -19,6 +19,8 @@ pub enum Mistake {
     LateCut,
     /// A restored deployment starts at the next epoch, whatever its colour.
     RestoredColour,
+    /// A restored member is idle before the frames have been judged that lay in its card at the cut.
+    IdleAtOnce,
     /// A loaded VM's network devices take frames before START.
     OpenTaps,
     /// Decisions are sent before they are durable.

@@ -48,7 +48,7 @@ pub fn honest() -> Vec<Configuration> {
     let failing = [(Takes, 1), (Failures, 2), (Advances, 1), (Duplicates, 1)];
     let crashing = [(Takes, 1), (Coordinators, 1), (Agents, 1), (Timeouts, 1), (Leases, 1)];
     let again = [(Takes, 2), (Coordinators, 1), (Agents, 1), (Timeouts, 1)];
-    let restoring = [(Takes, 1), (Restores, 1)];
+    let restoring = [(Takes, 1), (Restores, 1), (Bleached, 1)];
     let resending = [(Takes, 1), (Restores, 1), (Resends, 1)];
     let unlucky = [(Takes, 1), (Restores, 2), (Agents, 1), (Hosts, 1), (Timeouts, 1)];
     let half_done = [(Takes, 1), (Restores, 1), (Coordinators, 1), (Failures, 1)];
@@ -106,6 +106,11 @@ pub fn mistaken() -> Vec<Configuration> {
             Mistake::RestoredColour,
             "I2",
             with_ring(system("restored colour", &pair, &ONE, 1, &[(Takes, 1), (Restores, 1)])),
+        ),
+        wrong(
+            Mistake::IdleAtOnce,
+            "I2",
+            with_ring(system("idle at once", &pair, &ONE, 1, &[(Takes, 1), (Restores, 1), (Bleached, 1)])),
         ),
         wrong(
             Mistake::OpenTaps,

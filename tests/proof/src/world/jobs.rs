@@ -12,6 +12,7 @@ use unasnap_protocol::participant::{Event, Outcome, Step};
 
 use super::{Context, Draft, Image, Local, Todo, Vm, World};
 use crate::setup::{Mistake, Setup, snapshot_epoch};
+use crate::step::EARLY_NS;
 
 /// One indivisible part of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ enum Action {
     Destroy,
     Load,
     Start,
+    Wake,
+    Drain,
     SetRestored,
 }
 
@@ -60,7 +63,8 @@ fn script(setup: &Setup, member: usize, step: &Step) -> Vec<Action> {
         Step::Restore => vec![Action::Destroy, Action::Load],
         // Programs on the host are told before the VM runs, those in the guest as soon as they answer.
         Step::Start(_) if setup.by_host(member) => vec![Action::SetRestored, Action::Start],
-        Step::Start(_) => vec![Action::Start, Action::SetRestored],
+        Step::Start(_) if setup.mistake == Mistake::IdleAtOnce => vec![Action::Start, Action::SetRestored],
+        Step::Start(_) => vec![Action::Start, Action::Wake, Action::Drain, Action::SetRestored],
         Step::Delete => vec![Action::Remove],
     }
 }
@@ -263,6 +267,8 @@ impl World {
                 }
                 self.release(cx, index);
             }
+            Action::Wake => vm?.set_word(WordState::waking(epoch)),
+            Action::Drain => while self.judge(cx, index, 0, EARLY_NS).is_some() {},
             Action::SetRestored => vm?.set_word(WordState::idle(epoch)),
         }
         Ok(())
