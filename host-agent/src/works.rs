@@ -3,8 +3,11 @@
 //! Every step is idempotent; what undoes is written so that it can follow any step that was broken off anywhere.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use unasnap_channel::steady_ns;
 use unasnap_protocol::control::{CutReport, Envelope, Failure, FailureKind, Phase, SavedReport};
 use unasnap_protocol::guest::{Prefix, WordState};
@@ -24,6 +27,9 @@ mod living;
 mod report;
 mod resumption;
 
+/// How long a hypervisor may take to give up a cut while the files are waited for; it is told again at every look.
+const DISCARD_PATIENCE: Duration = Duration::from_secs(3);
+
 /// One VM with everything that its jobs need.
 pub struct Works {
     definition: VmDefinition,
@@ -34,6 +40,8 @@ pub struct Works {
     colours: Mutex<Colours>,
     /// The local snapshot that is being written, from PREPARE to SAVED.
     draft: Arc<Mutex<Option<Draft>>>,
+    /// What undid a cut was not heard by the hypervisor.
+    owes_discard: AtomicBool,
     switches: Switches,
     last_report: report::Remembered,
 }
@@ -65,6 +73,7 @@ impl Works {
             instance: Mutex::default(),
             draft: Arc::default(),
             switches,
+            owes_discard: AtomicBool::new(false),
             last_report: report::Remembered::default(),
         }
     }
@@ -139,6 +148,8 @@ impl Works {
     async fn prepare(&self, envelope: &Envelope, members: Vec<Prefix>) -> Result<(), Failure> {
         tokio::time::sleep(self.switches.prepare_delay).await;
         let mut vm = self.living(Phase::Prepare).await?;
+        let holds = |text| Failure::new(FailureKind::TimedOut, Phase::Prepare, text);
+        self.give_up_what_is_owed(&mut *vm).await.map_err(holds)?;
         let mut colours = self.colours.lock().await;
         // Everybody knows the epoch before anybody colours by it: to a member that stands before it (freshly booted or
         // restored), packets of one that was prepared sooner would come from the future, for as long as a copy takes.
@@ -249,9 +260,9 @@ impl Works {
     /// left, the member is idle. A VM or guest that is gone needs no undoing.
     async fn undo(&self, envelope: &Envelope) -> Result<(), Failure> {
         if let Some(vm) = self.instance.lock().await.as_mut()
-            && let Err(error) = vm.discard_cut().await
+            && let Err(error) = self.give_up(&mut **vm).await
         {
-            tracing::warn!(vm = %envelope.vm, "giving up the cut: {error}");
+            tracing::warn!(vm = %envelope.vm, "the cut is given up later: {error}");
         }
         if let Err(failure) = self.make_idle(envelope.epoch + 1, Phase::Abort).await {
             tracing::warn!(vm = %envelope.vm, "the member advances by itself after its lease: {failure}");
@@ -264,6 +275,23 @@ impl Works {
             return Err(Failure::new(FailureKind::Stale, Phase::Abort, text));
         }
         self.delete(envelope, Phase::Abort)
+    }
+
+    /// Has the hypervisor give up whatever it holds of a cut, or remembers that it has to.
+    async fn give_up(&self, vm: &mut dyn Vm) -> Result<(), String> {
+        self.owes_discard.store(true, Ordering::Relaxed);
+        let given_up = timeout(DISCARD_PATIENCE, vm.discard_cut()).await;
+        let silent = |_| {
+            format!("the hypervisor of {} has not answered for {DISCARD_PATIENCE:?}", self.definition.name)
+        };
+        given_up.map_err(silent)?.map_err(|error| error.to_string())?;
+        self.owes_discard.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A hypervisor that hung when a snapshot was undone answers again.
+    async fn give_up_what_is_owed(&self, vm: &mut dyn Vm) -> Result<(), String> {
+        if self.owes_discard.load(Ordering::Relaxed) { self.give_up(vm).await } else { Ok(()) }
     }
 
     fn delete(&self, envelope: &Envelope, phase: Phase) -> Result<(), Failure> {

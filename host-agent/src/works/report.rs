@@ -1,12 +1,17 @@
 //! What a member says about its VM once a second.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use tokio::time::timeout;
 use unasnap_protocol::control::{self, VmReport};
 use unasnap_protocol::guest::Prefix;
 
 use super::Works;
 use crate::hypervisor::VmState;
+
+/// For the hypervisor's answer: whoever waits for the VM because a look is under way must not wait for a hung one.
+const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What was last seen, shown while the VM is busy with a job.
 pub(super) type Remembered = Mutex<Option<Seen>>;
@@ -63,8 +68,8 @@ impl Works {
         let incarnation = instance.as_ref().map_or(0, |vm| vm.incarnation());
         let state = match instance.as_mut() {
             None => control::VmState::Stopped,
-            Some(vm) => match vm.state().await {
-                Ok(VmState::Running) => {
+            Some(vm) => match timeout(LOOK_PATIENCE, vm.state()).await {
+                Ok(Ok(VmState::Running)) => {
                     colours.look(vm.as_mut()).await;
                     let before = remembered().is_some_and(|seen| seen.guest);
                     if colours.guest_answers() || before || !colours.needs_guest() {
@@ -73,16 +78,21 @@ impl Works {
                         control::VmState::Starting
                     }
                 }
-                Ok(VmState::Paused) => control::VmState::Paused,
-                Ok(VmState::Dead) => {
+                Ok(Ok(VmState::Paused)) => control::VmState::Paused,
+                Ok(Ok(VmState::Dead)) => {
                     let taps = vm.host_interfaces().to_vec();
                     *instance = None;
                     colours.end(&taps).await;
                     control::VmState::Stopped
                 }
-                Ok(VmState::IoError) | Err(_) => control::VmState::Failed,
+                Ok(Ok(VmState::IoError) | Err(_)) | Err(_) => control::VmState::Failed,
             },
         };
+        if let (Some(vm), false) = (instance.as_mut(), state == control::VmState::Failed)
+            && let Err(error) = self.give_up_what_is_owed(vm.as_mut()).await
+        {
+            tracing::warn!(vm = %self.definition.name, "a cut that was undone is still held: {error}");
+        }
         let seen = Seen {
             state,
             colouring: colours.way(),

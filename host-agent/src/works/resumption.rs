@@ -1,5 +1,7 @@
 //! POLL, RESTORE and START of one VM (protocol.md section 5).
 
+use std::sync::atomic::Ordering;
+
 use unasnap_protocol::control::{Envelope, Failure, FailureKind, Phase};
 use unasnap_protocol::guest::Prefix;
 
@@ -42,6 +44,7 @@ impl Works {
         let taps = instance.take().map(|vm| vm.host_interfaces().to_vec()).unwrap_or_default();
         colours.end(&taps).await;
         self.hypervisor.destroy(name).await.map_err(failure)?;
+        self.owes_discard.store(false, Ordering::Relaxed);
         let saved = SavedVm { folder: &folder, manifest: &manifest };
         let mut vm =
             self.hypervisor.restore(&self.definition, saved, envelope.incarnation).await.map_err(failure)?;

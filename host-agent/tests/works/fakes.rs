@@ -227,6 +227,8 @@ pub enum Machine {
     SavesForEver,
     /// Its RAM cannot be reached.
     NoRam,
+    /// It does not hear the first time that it is to give up a cut.
+    HangsWhenUndone,
 }
 
 /// One VM in memory.
@@ -304,7 +306,7 @@ impl Vm for FakeVm {
             match self.behaviour {
                 Machine::DiesWhileSaving => return Err(gone()),
                 Machine::SavesForEver => tokio::time::sleep(Duration::from_secs(3600)).await,
-                Machine::Healthy | Machine::Dead | Machine::NoRam => {}
+                Machine::Healthy | Machine::Dead | Machine::NoRam | Machine::HangsWhenUndone => {}
             }
             let folder = self.folder.clone().expect("prepared");
             std::fs::write(folder.join("ram"), b"all of it").expect("writable");
@@ -314,6 +316,10 @@ impl Vm for FakeVm {
     }
 
     fn discard_cut(&mut self) -> Pending<'_, ()> {
+        if self.behaviour == Machine::HangsWhenUndone {
+            self.behaviour = Machine::Healthy;
+            return Box::pin(std::future::pending());
+        }
         self.log.add("discard");
         Box::pin(async { Ok(()) })
     }

@@ -272,6 +272,21 @@ async fn saving_that_is_broken_off_can_be_undone() {
     assert_eq!(bench.left(), [""; 0]);
 }
 
+/// Its files do not wait for it, and it is told again.
+#[tokio::test]
+async fn a_hypervisor_that_hangs_when_a_cut_is_undone_hears_of_it_later() {
+    let bench = bench(Guest::Healthy, Machine::HangsWhenUndone, 0).await;
+    bench.up_to_the_cut().await;
+    bench.job(Step::Undo).await.unwrap();
+    assert_eq!(bench.left(), [""; 0]);
+    bench.log.taken();
+    for _ in 0..2 {
+        bench.works.report().await;
+    }
+    let discards = bench.log.taken().iter().filter(|line| *line == "discard").count();
+    assert_eq!(discards, 1);
+}
+
 #[tokio::test]
 async fn a_restore_destroys_before_it_loads_and_is_strict_until_the_hooks_have_run() {
     let bench = bench(Guest::Healthy, Machine::Healthy, 0).await;
