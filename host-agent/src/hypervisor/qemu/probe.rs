@@ -4,6 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{getpid, getppid};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::process::{Child, Command};
@@ -42,6 +46,7 @@ pub(super) async fn probe(config: &QemuConfig) -> Result<Facts, HypervisorError>
         accel: Accel::Tcg,
         ram_way: RamWay::StopAndSave,
     };
+    remove_clutter(&config.state_dir);
     let probe = Probe::spawn(&config.state_dir, &facts).await?;
     facts.version = probe.version().await?;
     facts.machine = probe.machine_type().await?;
@@ -73,7 +78,8 @@ impl Probe {
         let mut command = Command::new(BINARY);
         command.args(machine(facts, PROBE_MEMORY_MB, Begin::Boot)).arg("-S").arg("-qmp");
         command.arg(format!("unix:{},server=on,wait=off", socket.display()));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
+        dies_with_agent(&mut command);
         let mut child = command.spawn().map_err(|error| {
             let reason = format!("{error}: install QEMU (Debian: qemu-system-x86 and qemu-utils)");
             HypervisorError::Tool { command: BINARY.to_owned(), reason }
@@ -123,8 +129,31 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // Killed by `kill_on_drop`; its folder is only clutter, and the next probe overwrites it.
+        // Its process is killed by `kill_on_drop`.
         let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Nobody adopts a probe: it is killed when it is dropped, and when the agent is killed.
+fn dies_with_agent(command: &mut Command) {
+    command.kill_on_drop(true);
+    let agent = getpid();
+    let die_with_it = move || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        // The agent may have died before this was heard.
+        if getppid() == agent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+    };
+    // SAFETY: between fork and exec only prctl and getppid are called, both async-signal-safe, and nothing is allocated.
+    unsafe { command.pre_exec(die_with_it) };
+}
+
+/// What probes of agents that were killed have left.
+fn remove_clutter(state_dir: &Path) {
+    for entry in std::fs::read_dir(state_dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("probe-") {
+            let path = entry.path();
+            let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        }
     }
 }
 
@@ -158,7 +187,8 @@ async fn kvm_boots(state_dir: &Path) -> Result<bool, HypervisorError> {
     let path = image.to_string_lossy();
     let file = json!({"driver": "file", "filename": path, "read-only": true});
     command.arg(json!({"driver": "raw", "node-name": "boot", "read-only": true, "file": file}).to_string());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    dies_with_agent(&mut command);
     let ended = tokio::time::timeout(BOOT_PATIENCE, command.status()).await;
     std::fs::remove_file(&image).map_err(HypervisorError::file("delete", &image))?;
     Ok(matches!(ended, Ok(Ok(status)) if status.code() == Some(BOOT_EXIT_CODE)))
