@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::stage::{Stage, host_of};
-use super::table::{Blow, Row, Victim};
+use super::table::{Blow, Course, Row, Victim};
 use crate::lab::record::{Listed, Status};
 use crate::lab::waiting::wait;
 use crate::process::text;
@@ -155,7 +155,7 @@ pub fn poor_words(row: &Row, words: &str) -> Option<String> {
         2 => vec!["vm2", "h2"],
         _ => vec!["vm3", "h1"],
     };
-    let culprits = match (row.blow, row.victim) {
+    let mut culprits = match (row.blow, row.victim) {
         (Blow::KillQemu(number) | Blow::HangQemu(number) | Blow::KillGuestAgent(number), _) => vm(number),
         (Blow::Unplug(0), _) => vec!["coordinator", "connection", "vm"],
         (Blow::Unplug(number) | Blow::Reboot(number), _) => host(number),
@@ -165,11 +165,16 @@ pub fn poor_words(row: &Row, words: &str) -> Option<String> {
         (_, Victim::Host(number)) => host(number),
         (_, Victim::Guest(number)) => vm(number),
     };
+    if row.course == Course::Refused {
+        // It would have been refused anyway, and that is what the operator hears.
+        culprits.extend(host(2));
+    }
     if !culprits.iter().any(|name| words.contains(name)) {
         return Some(format!("none of {culprits:?} is named"));
     }
-    let names_step = words.contains("lost the coordinator")
-        || words.contains("cannot reach")
-        || PHASES.iter().any(|phase| words.contains(phase));
+    // Without a connection no step was begun.
+    let not_begun = ["lost the coordinator", "cannot reach", "is not connected"];
+    let names_step =
+        not_begun.iter().any(|text| words.contains(text)) || PHASES.iter().any(|phase| words.contains(phase));
     (!names_step).then(|| "no step is named".to_owned())
 }
