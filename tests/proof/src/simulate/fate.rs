@@ -23,6 +23,8 @@ pub struct Fate {
     pub slow: u64,
     /// Jobs that fail.
     pub failing: u64,
+    /// How long a frame may lie in a guest's card, ns: while the guest has other things to do, packets wait there.
+    pub in_card: u64,
 }
 
 impl Fate {
@@ -78,6 +80,7 @@ pub fn draw(random: &mut Random, mistake: Mistake) -> (Setup, Fate) {
         bleached: random.one(&[0, 0, 100, 1000]),
         slow: random.one(&[0, 20, 100]),
         failing: random.one(&[0, 0, 5, 30]),
+        in_card: random.one(&[MS, MS, 50 * MS]),
     };
     (setup, fate)
 }

@@ -382,7 +382,7 @@ impl Run {
                 }
             }
             Todo::Judge(member) => {
-                let when = now + random.below(MS);
+                let when = now + random.below(self.fate.in_card);
                 self.at(when, Event::Judge { member, place: 0, now_ns: 0 });
             }
             Todo::Packet(packet) => {
