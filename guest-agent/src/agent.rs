@@ -61,6 +61,8 @@ impl Agent {
             GuestRequest::SetStrict(epoch) => Ok(self.change(|word| word.set_strict(epoch))),
             GuestRequest::FlipSend(flip) => {
                 check_flip(flip)?;
+                // A guest that is restored from this cut has a whole lease to be told that it is.
+                self.installation.forget_first_drop()?;
                 Ok(self.change(|word| word.flip_send(flip.from, flip.to)))
             }
             GuestRequest::FlipReceive(flip) => self.flip_receive(flip),

@@ -95,6 +95,8 @@ fn the_lease_begins_anew_with_every_word_and_every_epoch() {
     assert_eq!(bench.word(), WordState::colouring(3), "PREPARE has forgotten the first drop");
     sleep(LEASE);
     bench.ask(&GuestRequest::FlipSend(FLIP));
+    assert!(!arrives(&bench, &socket, CODES[1]));
+    assert_eq!(bench.word(), word(4, 3, true, false), "so has the send flip");
     bench.ask(&GuestRequest::FlipReceive(FLIP));
     assert!(!arrives(&bench, &socket, CODES[2]));
     assert_eq!(bench.word(), WordState::colouring(4), "the first drop was of the epoch before");

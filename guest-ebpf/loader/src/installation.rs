@@ -80,6 +80,14 @@ impl Installation {
         self.maps.set_word(word)
     }
 
+    /// The lease counts from the next drop.
+    ///
+    /// # Errors
+    /// A system call fails.
+    pub fn forget_first_drop(&mut self) -> Result<()> {
+        self.maps.forget_first_drop()
+    }
+
     /// Hangs the programs on those of `present` that are new, and forgets interfaces that are gone.
     ///
     /// # Errors

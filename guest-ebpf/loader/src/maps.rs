@@ -73,6 +73,14 @@ impl Maps {
     /// The system call fails.
     pub fn set_word(&mut self, word: StateWord) -> Result<()> {
         self.word.store(word);
+        self.forget_first_drop()
+    }
+
+    /// The lease counts from the next drop.
+    ///
+    /// # Errors
+    /// The system call fails.
+    pub fn forget_first_drop(&mut self) -> Result<()> {
         Ok(self.first_drop.set(0, DropStamp::default().bits(), 0)?)
     }
 

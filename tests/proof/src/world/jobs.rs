@@ -104,6 +104,9 @@ impl Vm {
 
     fn flip(&mut self, mistake: Mistake, half: Half, from: Epoch) -> Result<(), Late> {
         let (word, to) = (self.image.word, from + 1);
+        if half == Half::Send {
+            self.image.stamp = DropStamp::default();
+        }
         self.image.word = match half {
             _ if mistake == Mistake::LateCut => StateWord::new(to, to, true, false),
             Half::Send => word.flip_send(from, to)?,
@@ -255,7 +258,8 @@ impl World {
             Action::Load => {
                 let image = member.locals.get(&snapshot).ok_or(FailureKind::Files)?.image.as_ref();
                 let word = if cx.setup.by_host(index) { StateWord::default() } else { image.word };
-                let image = Image { word, ..image.clone() };
+                // The guest's clock has stood still, so no lease is over: it was begun by the send flip, just before the cut.
+                let image = Image { word, stamp: DropStamp::default(), ..image.clone() };
                 member.vm =
                     Some(Vm { incarnation, running: false, awaits_start: true, image, held: Vec::new() });
             }
