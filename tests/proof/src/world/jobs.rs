@@ -272,7 +272,14 @@ impl World {
                 self.release(cx, index);
             }
             Action::Wake => vm?.set_word(WordState::waking(epoch)),
-            Action::Drain => while self.judge(cx, index, 0, EARLY_NS).is_some() {},
+            Action::Drain => {
+                vm?.image.stamp = DropStamp::default();
+                while self.judge(cx, index, 0, EARLY_NS).is_some() {}
+                // All within one lease, but this moment is not on the clock of whoever looks next.
+                if let Some(vm) = &mut self.members[index].vm {
+                    vm.image.stamp = DropStamp::default();
+                }
+            }
             Action::SetRestored => vm?.set_word(WordState::idle(epoch)),
         }
         Ok(())
