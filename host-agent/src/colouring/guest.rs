@@ -42,19 +42,26 @@ pub(super) async fn wake(
     epoch: Epoch,
     needed: bool,
 ) -> Result<Vec<String>, GuestError> {
-    let (first, limit) = match needed {
-        true => (WordState::waking(epoch), WAKE_LIMIT),
-        false => (WordState::idle(epoch), COURTESY_WAKE_LIMIT),
-    };
-    let deadline = Instant::now() + limit;
-    while let Err(error) = guest.set_word(first).await {
-        if Instant::now() > deadline {
-            return Err(error);
+    let deadline = Instant::now() + if needed { WAKE_LIMIT } else { COURTESY_WAKE_LIMIT };
+    // All of it may be repeated. A guest whose RAM is still being read from the disk may miss any of the answers' limits.
+    loop {
+        match told(guest, &members, epoch, needed).await {
+            Ok(problems) => return Ok(problems),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(error) => tracing::debug!("not awake yet: {error}"),
         }
-        tracing::debug!("not awake yet: {error}");
         sleep(Duration::from_millis(20)).await;
     }
-    guest.set_members(members).await?;
+}
+
+async fn told(
+    guest: &mut GuestChannel,
+    members: &SetMembers,
+    epoch: Epoch,
+    needed: bool,
+) -> Result<Vec<String>, GuestError> {
+    guest.set_word(if needed { WordState::waking(epoch) } else { WordState::idle(epoch) }).await?;
+    guest.set_members(members.clone()).await?;
     let hooks = StartHooks { unix_ns: unix_ns(), entropy: entropy() };
     let problem = guest.start_hooks(hooks).await.err();
     if needed {
