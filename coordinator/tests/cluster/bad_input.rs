@@ -1,7 +1,7 @@
 //! Whoever does not belong here, or does not speak as it should: a clear word to it, a line in the log,
 //! and nobody else is disturbed.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::Request;
 
 use crate::support::host::Host;
-use crate::support::{Cluster, identity, wait_until};
+use crate::support::{Cluster, identity, wait_until, within};
 
 /// Lets `visit` misbehave; the coordinator and its host live on, and the log says `words`.
 fn disturb(words: &str, visit: impl AsyncFnOnce(&Cluster)) {
@@ -48,12 +48,15 @@ async fn connected(cluster: &Cluster, stem: &str) -> Connection {
 async fn goodbye(cluster: &Cluster, stem: &str, frame: &[u8]) -> String {
     let mut connection = connected(cluster, stem).await;
     connection.send(frame).await.unwrap();
-    loop {
-        let frame = connection.recv().await.unwrap().expect("a goodbye before the end");
-        if let Ok(ToHost::Session(CoordinatorSession::Goodbye(why))) = ToHost::decode(&frame) {
-            return why;
+    let last_words = async {
+        loop {
+            let frame = connection.recv().await.unwrap().expect("a goodbye before the end");
+            if let Ok(ToHost::Session(CoordinatorSession::Goodbye(why))) = ToHost::decode(&frame) {
+                return why;
+            }
         }
-    }
+    };
+    within("a goodbye", last_words).await
 }
 
 /// Certificates like the cluster's own, but of another CA.
@@ -72,7 +75,7 @@ fn a_certificate_of_another_ca() {
         let folder = cluster.path("foreign");
         std::fs::copy(cluster.path("pki/ca.pem"), folder.join("ca.pem")).unwrap();
         let mut connection = connect(&cluster.address(), &identity(&folder, "host-h1")).await.unwrap();
-        let error = connection.recv().await.unwrap_err();
+        let error = within("a refusal", connection.recv()).await.unwrap_err();
         assert!(matches!(error, ChannelError::NotTrusted(_)), "{error}");
     });
 }
@@ -82,9 +85,11 @@ fn a_client_that_speaks_plain_text() {
     disturb("does not speak TLS", async |cluster| {
         let mut plain = TcpStream::connect(cluster.address()).unwrap();
         plain.write_all(b"GET / HTTP/1.1\r\nHost: coordinator\r\n\r\n").unwrap();
+        plain.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let mut rest = Vec::new();
+        let ended = plain.read_to_end(&mut rest);
         // An alert or a reset, but an end.
-        let _ = plain.read_to_end(&mut rest);
+        assert!(!ended.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "it is still open");
     });
 }
 
@@ -100,8 +105,8 @@ fn a_client_that_says_nothing() {
 fn a_host_that_does_not_say_hello() {
     disturb("said nothing for 5 s", async |cluster| {
         let mut connection = connected(cluster, "host-h2").await;
-        assert!(connection.recv().await.unwrap().is_some(), "a goodbye");
-        assert!(connection.recv().await.unwrap().is_none());
+        assert!(within("a goodbye", connection.recv()).await.unwrap().is_some());
+        assert!(within("the end", connection.recv()).await.unwrap().is_none());
     });
 }
 
@@ -195,11 +200,11 @@ fn a_second_connection_of_a_host_replaces_the_first() {
     runtime.block_on(async {
         let mut first = connected(&cluster, "host-h1").await;
         first.send(&hello("h1", (1, 1))).await.unwrap();
-        assert!(first.recv().await.unwrap().is_some(), "a welcome");
+        assert!(within("a welcome", first.recv()).await.unwrap().is_some());
         let mut second = connected(&cluster, "host-h1").await;
         second.send(&hello("h1", (1, 1))).await.unwrap();
-        assert!(second.recv().await.unwrap().is_some(), "a welcome");
-        while let Ok(Some(_)) = first.recv().await {}
+        assert!(within("a welcome", second.recv()).await.unwrap().is_some());
+        within("the first one's end", async { while let Ok(Some(_)) = first.recv().await {} }).await;
     });
     wait_until("the log says so", || cluster.log().contains("connects a second time"));
 }
@@ -211,7 +216,7 @@ fn a_silent_host_counts_as_lost() {
     runtime.block_on(async {
         let mut connection = connected(&cluster, "host-h1").await;
         connection.send(&hello("h1", (1, 1))).await.unwrap();
-        while let Ok(Some(_)) = connection.recv().await {}
+        within("the end", async { while let Ok(Some(_)) = connection.recv().await {} }).await;
     });
     assert!(cluster.log().contains("lost host h1: it was silent for 5 s"), "{}", cluster.log());
 }

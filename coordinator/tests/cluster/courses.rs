@@ -109,7 +109,7 @@ fn a_host_that_reconnects_while_it_saves_does_not_end_the_snapshot() {
     let taking = cluster.spawn(&["snapshot", "take"]);
     wait_until("TAKE came again", || two.orders("vm4").iter().filter(|order| **order == "Take").count() == 2);
     two.hold_saves(false);
-    let done = crate::support::finish(taking);
+    let done = taking.finish();
     assert_eq!(done.code, 0, "{}", done.stderr);
 }
 
@@ -157,7 +157,7 @@ fn a_second_snapshot_at_the_same_time_is_refused() {
     assert!(delete.code == 5 && delete.stderr.contains("under way"), "{}", delete.stderr);
     assert_eq!(cluster.json(&["status"])["courses"][0]["phase"], "SAVE");
     one.hold_saves(false);
-    assert_eq!(crate::support::finish(first).code, 0);
+    assert_eq!(first.finish().code, 0);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_restore_cancels_an_open_snapshot_and_waits_for_its_end() {
     wait_until("it is saving", || two.orders("vm3").iter().filter(|order| **order == "Clear").count() == 2);
     let restored = cluster.json(&["restore"]);
     assert_eq!(restored["restore"]["snapshot"], "ring-000001");
-    let cancelled = crate::support::finish(open);
+    let cancelled = open.finish();
     assert!(cancelled.code == 5 && cancelled.stderr.contains("asked for a restore"), "{}", cancelled.stderr);
 }
 
@@ -185,7 +185,7 @@ fn a_restore_waits_for_a_host_that_is_away_and_fails_after_it_began() {
     wait_until("the other was polled", || one.orders("vm1").contains(&"Poll"));
     assert!(!one.orders("vm1").contains(&"Restore"));
     two.set_away(false);
-    assert_eq!(crate::support::finish(restoring).code, 0);
+    assert_eq!(restoring.finish().code, 0);
 
     two.fault("Restore", Fault::GoAway);
     let failed = cluster.run(&["restore"]);
@@ -269,7 +269,7 @@ fn a_verification_is_a_course_of_its_own() {
     cluster.wait_for_vms(1);
     assert_eq!(cluster.run(&["snapshot", "take"]).code, 0);
     host.fault("Verify", Fault::Ignore);
-    let mut verifying = cluster.spawn(&["snapshot", "verify", "ring-000001"]);
+    let verifying = cluster.spawn(&["snapshot", "verify", "ring-000001"]);
     wait_until("it is under way", || host.orders("vm1").contains(&"Verify"));
     let refused = cluster.run(&["snapshot", "take"]);
     assert!(
@@ -278,5 +278,5 @@ fn a_verification_is_a_course_of_its_own() {
         refused.stderr
     );
     host.set_away(true);
-    wait_until("it has ended", || verifying.try_wait().unwrap().is_some());
+    assert_ne!(verifying.finish().code, 0);
 }

@@ -14,7 +14,7 @@ fn crash_while_taking(cluster: &mut Cluster, reached: impl FnMut() -> bool) -> c
     let taking = cluster.spawn(&["snapshot", "take"]);
     wait_until("the moment of the crash has come", reached);
     cluster.kill_daemon();
-    crate::support::finish(taking)
+    taking.finish()
 }
 
 #[test]

@@ -11,7 +11,7 @@ use unasnap_protocol::control::{
 use unasnap_protocol::name::Name;
 
 use crate::support::host::{Fault, Host};
-use crate::support::{Cluster, Ended, finish, wait_until};
+use crate::support::{Cluster, Ended, wait_until, within};
 
 fn refused(ended: &Ended, words: &str) {
     assert!(ended.code == 3 && ended.stderr.contains(words), "{ended:?}");
@@ -75,7 +75,8 @@ fn a_host_cannot_answer_for_a_vm_of_another() {
         let (protocol, agent_version) = ((1, 1), "1".to_owned());
         let hello = Hello { protocol, host: name("h2"), agent_version, inventory, undecided: vec![] };
         connection.send(&HostSession::Hello(hello).encode(&())).await.unwrap();
-        let welcome = ToHost::decode(&connection.recv().await.unwrap().unwrap()).unwrap();
+        let welcome = within("a welcome", connection.recv()).await.unwrap().unwrap();
+        let welcome = ToHost::decode(&welcome).unwrap();
         let ToHost::Session(CoordinatorSession::Welcome(welcome)) = welcome else { panic!("{welcome:?}") };
         let envelope = Envelope {
             vm: name("vm1"),
@@ -91,7 +92,7 @@ fn a_host_cannot_answer_for_a_vm_of_another() {
         // Two of these come a second apart: by the second one all of that was read.
         let mut heard = 0;
         while heard < 2 {
-            let frame = connection.recv().await.unwrap().unwrap();
+            let frame = within("a sign of life", connection.recv()).await.unwrap().unwrap();
             let still_here = CoordinatorSession::decode(&frame);
             heard += usize::from(matches!(still_here, Ok(((), CoordinatorSession::StillHere(_)))));
         }
@@ -99,8 +100,7 @@ fn a_host_cannot_answer_for_a_vm_of_another() {
     let course = cluster.json(&["status"])["courses"][0].clone();
     assert_eq!((&course["phase"], &course["waiting"]), (&json!("PREPARE"), &json!(["vm1"])));
     assert!(!host.orders("vm1").contains(&"Arm"), "{:?}", host.orders("vm1"));
-    taking.kill().unwrap();
-    taking.wait().unwrap();
+    taking.kill();
 }
 
 fn revoke(cluster: &Cluster, name: &str) {
@@ -128,7 +128,7 @@ fn whoever_is_revoked_is_shut_out_at_once() {
     wait_until("the snapshot is being saved", || cluster.json(&["status"])["courses"][0]["phase"] == "SAVE");
 
     revoke(&cluster, "operator-bob");
-    let ended = finish(asking);
+    let ended = asking.finish();
     refused(&ended, "it is not trusted any more: the peer's certificate has been revoked");
     refused(&cluster.run(&["status"]), "CertificateRevoked");
     cluster.use_certificate("operator");

@@ -5,12 +5,14 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::io::AsyncWriteExt;
-use unasnap_channel::{ChannelError, Connection, Identity, IdentityError, Listener, Peer, TlsFiles, connect};
-use unasnap_protocol::frame::{MAX_CONTROL_PAYLOAD, encode};
+use unasnap_channel::{
+    ChannelError, Connection, Identity, IdentityError, Listener, Peer, TlsFiles, Trust, connect,
+};
+use unasnap_protocol::frame::{Frame, MAX_CONTROL_PAYLOAD, encode};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::role::Role;
 
@@ -25,13 +27,18 @@ fn authority() -> Authority {
     Authority(Issuer::new(params, key), pem)
 }
 
-/// Writes the three files of one identity.
-fn write(folder: &Path, authority: &Authority, names: &[&str], last_year: i32) {
-    let key = KeyPair::generate().unwrap();
+/// What a certificate of these names says that is valid until the beginning of a year.
+fn params(names: &[&str], last_year: i32) -> CertificateParams {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
     params.not_after = rcgen::date_time_ymd(last_year, 1, 1);
+    params
+}
+
+/// Writes the three files of one identity.
+fn write(folder: &Path, authority: &Authority, params: &CertificateParams) {
+    let key = KeyPair::generate().unwrap();
     let certificate = params.signed_by(&key, &authority.0).unwrap();
     std::fs::write(folder.join("ca.pem"), &authority.1).unwrap();
     std::fs::write(folder.join("cert.pem"), certificate.pem()).unwrap();
@@ -51,8 +58,12 @@ fn load(folder: &Path) -> Result<Identity, IdentityError> {
 }
 
 fn identity(authority: &Authority, names: &[&str], last_year: i32) -> Identity {
+    issued(authority, &params(names, last_year))
+}
+
+fn issued(authority: &Authority, params: &CertificateParams) -> Identity {
     let folder = tempfile::tempdir().unwrap();
-    write(folder.path(), authority, names, last_year);
+    write(folder.path(), authority, params);
     load(folder.path()).unwrap()
 }
 
@@ -69,7 +80,18 @@ async fn attempt(
 ) -> (Result<Connection, ChannelError>, Result<Connection, ChannelError>) {
     let (listener, address) = listen(server);
     let accepting = async { listener.accept().await.unwrap().handshake().await };
-    tokio::join!(accepting, connect(&address, client))
+    within("both handshakes", async { tokio::join!(accepting, connect(&address, client)) }).await
+}
+
+/// Waits, longer than any limit of the channel, and names what it waited for.
+async fn within<T>(what: &str, done: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(Duration::from_secs(30), done).await;
+    done.unwrap_or_else(|_| panic!("waited 30 s for {what}"))
+}
+
+/// What the next `recv` says.
+async fn heard(connection: &mut Connection) -> Result<Option<Frame>, ChannelError> {
+    within("the next frame or the end", connection.recv()).await
 }
 
 async fn pair() -> (Connection, Connection) {
@@ -86,16 +108,16 @@ async fn frames_go_both_ways_and_both_know_each_other() {
     assert_eq!(server.peer(), &Peer::Host(Name::new("h1").unwrap()));
     assert_eq!(client.peer(), &Peer::Coordinator);
     let large = encode(5, &vec![7; MAX_CONTROL_PAYLOAD]);
-    let (sent, got) = tokio::join!(client.send(&large), server.recv());
+    let (sent, got) = tokio::join!(client.send(&large), heard(&mut server));
     sent.unwrap();
     let frame = got.unwrap().unwrap();
     assert_eq!((frame.number, frame.payload.len()), (5, MAX_CONTROL_PAYLOAD));
     server.send(&[encode(6, b"a"), encode(7, b"b")].concat()).await.unwrap();
-    assert_eq!(client.recv().await.unwrap().unwrap().number, 6);
-    assert_eq!(client.recv().await.unwrap().unwrap().number, 7);
+    assert_eq!(heard(&mut client).await.unwrap().unwrap().number, 6);
+    assert_eq!(heard(&mut client).await.unwrap().unwrap().number, 7);
     let (_reader, mut writer) = client.split();
     writer.close().await;
-    assert_eq!(server.recv().await.unwrap(), None);
+    assert_eq!(heard(&mut server).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -116,8 +138,42 @@ async fn an_expired_certificate_is_named_on_both_sides() {
     let (accepted, connected) = attempt(&server, &expired).await;
     assert!(matches!(accepted, Err(ChannelError::Expired)), "{accepted:?}");
     // With TLS 1.3 the refusal comes with the first read.
-    let error = connected.unwrap().recv().await.unwrap_err();
+    let error = heard(&mut connected.unwrap()).await.unwrap_err();
     assert!(matches!(error, ChannelError::NotTrusted(_)), "{error}");
+}
+
+#[tokio::test]
+async fn an_expired_coordinator_is_not_connected_to() {
+    let authority = authority();
+    let expired = identity(&authority, &["coordinator.unasnap"], 2021);
+    let client = identity(&authority, &["h1.host.unasnap"], 2999);
+    let (accepted, connected) = attempt(&expired, &client).await;
+    assert!(matches!(connected, Err(ChannelError::Expired)), "{connected:?}");
+    assert!(matches!(accepted, Err(ChannelError::NotTrusted(_))), "{accepted:?}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_ends_its_open_connection() {
+    let authority = authority();
+    let server = identity(&authority, &["coordinator.unasnap"], 2999);
+    let mut params = params(&["h1.host.unasnap"], 2999);
+    let soon = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(2);
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + soon;
+    let (accepted, connected) = attempt(&server, &issued(&authority, &params)).await;
+    let (accepted, _connected) = (accepted.unwrap(), connected.unwrap());
+    let trust = Trust::from(server);
+    let lost = trust.lost(accepted.certificate());
+    tokio::pin!(lost);
+    // The time between two looks passes at once; that until the certificate expires is real.
+    tokio::time::pause();
+    let begun = Instant::now();
+    let error = loop {
+        if let Ok(error) = tokio::time::timeout(Duration::from_secs(3600), &mut lost).await {
+            break error;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "an expired certificate is still trusted");
+    };
+    assert!(matches!(error, ChannelError::Expired), "{error}");
 }
 
 #[tokio::test]
@@ -136,7 +192,7 @@ async fn a_frame_once_begun_must_end() {
     let whole = encode(5, b"payload");
     client.send(&whole[..9]).await.unwrap();
     let begun = tokio::time::Instant::now();
-    let error = server.recv().await.unwrap_err();
+    let error = heard(&mut server).await.unwrap_err();
     assert!(matches!(error, ChannelError::Stalled), "{error}");
     assert!(begun.elapsed() >= Duration::from_secs(10));
 }
@@ -171,13 +227,13 @@ async fn bad_frames_end_the_connection() {
     ] {
         let (mut server, mut client) = pair().await;
         client.send(&bytes).await.unwrap();
-        let error = server.recv().await.unwrap_err();
+        let error = heard(&mut server).await.unwrap_err();
         assert!(matches!(&error, ChannelError::Frame(_)) && error.to_string().contains(expected), "{error}");
     }
     let (mut server, mut client) = pair().await;
     client.send(&encode(1, b"x")[..9]).await.unwrap();
     drop(client);
-    assert!(matches!(server.recv().await, Err(ChannelError::Vanished)));
+    assert!(matches!(heard(&mut server).await, Err(ChannelError::Vanished)));
 }
 
 #[tokio::test]
@@ -188,7 +244,8 @@ async fn plain_tcp_and_nobody_are_told_apart() {
     let (listener, address) = listen(&server);
     let mut plain = tokio::net::TcpStream::connect(&address).await.unwrap();
     plain.write_all(b"hello, is anybody there?\n").await.unwrap();
-    let refused = listener.accept().await.unwrap().handshake().await.map(|_| ());
+    let arrival = within("a connection", listener.accept()).await.unwrap();
+    let refused = within("its handshake", arrival.handshake()).await.map(|_| ());
     assert!(matches!(refused, Err(ChannelError::NotTls)), "{refused:?}");
     drop(listener);
     let nobody = connect(&address, &client).await.map(|_| ());
@@ -211,9 +268,9 @@ async fn a_peer_that_never_shakes_hands_is_given_up() {
     let server = identity(&authority, &["coordinator.unasnap"], 2999);
     let (listener, address) = listen(&server);
     let _silent = tokio::net::TcpStream::connect(&address).await.unwrap();
-    let arrival = listener.accept().await.unwrap();
+    let arrival = within("a connection", listener.accept()).await.unwrap();
     let begun = Instant::now();
-    let given_up = arrival.handshake().await.map(|_| ());
+    let given_up = within("its handshake", arrival.handshake()).await.map(|_| ());
     assert!(matches!(given_up, Err(ChannelError::HandshakeTimedOut)), "{given_up:?}");
     assert!(begun.elapsed() < Duration::from_secs(7));
 }
@@ -233,12 +290,12 @@ fn identities_are_checked_when_they_are_loaded() {
         &["a.b.admin.operator.unasnap"],
     ];
     for names in unfit {
-        write(path, &authority, names, 2999);
+        write(path, &authority, &params(names, 2999));
         assert!(matches!(load(path), Err(IdentityError::NoRole { .. })), "{names:?}");
     }
     for role in Role::ALL {
         let peer = Peer::Operator(Name::new("ann").unwrap(), role);
-        write(path, &authority, &[&peer.dns_name()], 2999);
+        write(path, &authority, &params(&[&peer.dns_name()], 2999));
         assert_eq!(load(path).unwrap().peer(), &peer);
     }
     std::fs::set_permissions(path.join("key.pem"), PermissionsExt::from_mode(0o640)).unwrap();

@@ -4,10 +4,12 @@
 pub mod host;
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -16,6 +18,11 @@ use unasnap_channel::{Identity, TlsFiles};
 
 /// Clusters at one time: each is a handful of processes with limits of seconds, on machines that may have two cores.
 const MAX_CLUSTERS: usize = 4;
+
+/// No command of these tests takes longer, on a busy machine either; longest is a course whose host does not answer.
+const COMMAND_LIMIT: Duration = Duration::from_secs(45);
+/// The coordinator's longest limit for a peer is 5 s; it says something every second to a host.
+const PEER_LIMIT: Duration = Duration::from_secs(15);
 
 static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
@@ -131,12 +138,15 @@ impl Cluster {
     }
 
     pub fn run(&self, arguments: &[&str]) -> Ended {
-        ended(self.command(arguments).output().unwrap())
+        self.spawn(arguments).finish()
     }
 
     /// Runs beside the test.
-    pub fn spawn(&self, arguments: &[&str]) -> Child {
-        self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    pub fn spawn(&self, arguments: &[&str]) -> Running {
+        let mut command = self.command(arguments);
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Running { child, what: format!("unasnap {}", arguments.join(" ")) }
     }
 
     /// Runs with `--json`, which must go well.
@@ -171,9 +181,53 @@ impl Drop for Cluster {
     }
 }
 
-/// Waits for a command that was spawned.
-pub fn finish(child: Child) -> Ended {
-    ended(child.wait_with_output().unwrap())
+/// A command that runs beside the test.
+pub struct Running {
+    child: Child,
+    what: String,
+}
+
+impl Running {
+    /// Waits for its end, [`COMMAND_LIMIT`] at most.
+    pub fn finish(mut self) -> Ended {
+        let pipes = (self.child.stdout.take().unwrap(), self.child.stderr.take().unwrap());
+        // Both are emptied while it runs, or a talkative command would wait for us.
+        let (stdout, stderr) = (text_of(pipes.0), text_of(pipes.1));
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if begun.elapsed() > COMMAND_LIMIT {
+                self.kill();
+                let said = stderr.join().unwrap();
+                panic!("`{}` did not end in {COMMAND_LIMIT:?}; it said: {said}", self.what);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+        Ended { code: status.code().unwrap(), stdout, stderr }
+    }
+
+    /// As an impatient operator ends it.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+fn text_of(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        pipe.read_to_string(&mut text).unwrap();
+        text
+    })
+}
+
+/// Waits for what a peer does, [`PEER_LIMIT`] at most.
+pub async fn within<T>(what: &str, done: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(PEER_LIMIT, done).await;
+    done.unwrap_or_else(|_| panic!("waited {PEER_LIMIT:?} for {what}"))
 }
 
 pub fn identity(folder: &Path, stem: &str) -> Identity {
@@ -197,9 +251,4 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 
 fn tls(stem: &str) -> String {
     format!("[tls]\nca = \"pki/ca.pem\"\ncert = \"pki/{stem}.pem\"\nkey = \"pki/{stem}.key\"\n")
-}
-
-fn ended(output: std::process::Output) -> Ended {
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Ended { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
