@@ -10,6 +10,7 @@
 //! prove   explore and simulate the protocol's state machines, and see that every known mistake is found
 //! bench   what it costs, against every alternative
 //! fuzz    every decoder against made-up inputs
+//! deny    licences, sources and known defects of all dependencies
 //! test    every check there is
 //! ```
 
@@ -18,6 +19,7 @@ mod bench;
 mod build;
 mod chaos;
 mod demo;
+mod deny;
 mod fuzz;
 mod guest_image;
 mod interrupt;
@@ -66,6 +68,8 @@ enum Command {
     Bench(bench::Options),
     /// Try made-up inputs on every decoder
     Fuzz(fuzz::Options),
+    /// Check licences, sources and known defects of all dependencies
+    Deny(deny::Options),
     /// Run every check there is
     Test,
 }
@@ -91,6 +95,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Prove(options) => prove::run(&layout, &options),
         Command::Bench(options) => bench::run(&layout, &options),
         Command::Fuzz(options) => fuzz::run(&layout, &options),
+        Command::Deny(options) => deny::run(&layout, &options),
         Command::Test => test::run(&layout),
         Command::Build => build::build(&layout).map(|_| ()),
     }
