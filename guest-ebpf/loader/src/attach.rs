@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{
-    LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
     links::{FdLink, PinnedLink},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
@@ -28,7 +28,7 @@ use unasnap_protocol::guest::AttachKind;
 use crate::{
     pins::Pins,
     programs::{Hook, Programs},
-    qdisc,
+    qdisc, query,
 };
 
 const KIND_VARIABLE: &str = "UNASNAP_ATTACH";
@@ -118,8 +118,9 @@ pub fn attach(programs: &mut Programs, site: &Site, interfaces: &[String]) -> Re
             remove_links(&pins, &own_links)?;
         }
         AttachKind::Clsact => {
+            let ours = query::pinned(&pins);
             remove_links(&pins, &BTreeSet::new())?;
-            wait_for_links_to_go(side, &territory)?;
+            wait_for_links_to_go(side, &territory, &ours)?;
         }
     }
     let mut attached = Attached { side, pins, kind, places: Vec::new() };
@@ -135,9 +136,10 @@ pub fn attach(programs: &mut Programs, site: &Site, interfaces: &[String]) -> Re
 /// A pin cannot be removed.
 pub fn detach_guest() -> Result<()> {
     let interfaces = all_interfaces();
+    let (pins, ours) = (Pins::of_guest(), query::pinned(&Pins::of_guest()));
     remove_filters(Side::Guest, &interfaces);
-    Pins::of_guest().remove_all()?;
-    wait_for_links_to_go(Side::Guest, &interfaces)
+    pins.remove_all()?;
+    wait_for_links_to_go(Side::Guest, &interfaces, &ours)
 }
 
 /// Takes the programs off what is left of a VM's taps and forgets their maps.
@@ -145,9 +147,10 @@ pub fn detach_guest() -> Result<()> {
 /// # Errors
 /// A pin cannot be removed.
 pub fn detach_taps(pins: &Pins, taps: &[String]) -> Result<()> {
+    let ours = query::pinned(pins);
     remove_filters(Side::Tap, taps);
     pins.remove_all()?;
-    wait_for_links_to_go(Side::Tap, taps)
+    wait_for_links_to_go(Side::Tap, taps, &ours)
 }
 
 impl Attached {
@@ -205,12 +208,12 @@ impl Attached {
         }
         let own = program.info()?.id();
         let hanging = self.hanging(interface, hook)?;
-        ensure!(hanging.iter().any(|found| found.id() == own), "its link is gone");
-        if let Some(other) = self.in_the_way(&hanging, hook, own) {
+        ensure!(hanging.contains(&own), "its link is gone");
+        if let Some(other) = in_the_way(&hanging, hook, own) {
             warn!("{other} was attached to the {} of {interface}; taking our place back", hook.name());
             self.detach_link(interface, hook, own)?;
             self.attach_one(program, interface, hook)?;
-            if let Some(other) = self.in_the_way(&self.hanging(interface, hook)?, hook, own) {
+            if let Some(other) = in_the_way(&self.hanging(interface, hook)?, hook, own) {
                 bail!("{other} stands in its way: remove that program");
             }
         }
@@ -218,20 +221,9 @@ impl Attached {
     }
 
     /// Programs on a hook, in the order in which packets meet them.
-    fn hanging(&self, interface: &str, hook: Hook) -> Result<Vec<ProgramInfo>> {
-        let (_, hanging) = SchedClassifier::query_tcx(interface, hook.attach_type(self.side))
-            .with_context(|| format!("cannot ask what hangs on {interface}"))?;
-        Ok(hanging)
-    }
-
-    /// The program that is where ours has to be.
-    fn in_the_way(&self, hanging: &[ProgramInfo], hook: Hook, own: u32) -> Option<String> {
-        let found = match hook {
-            Hook::Egress => hanging.last(),
-            Hook::Ingress => hanging.first(),
-        }?;
-        let name = || format!("program {} ({})", found.id(), found.name_as_str().unwrap_or("no name"));
-        (found.id() != own).then(name)
+    fn hanging(&self, interface: &str, hook: Hook) -> Result<Vec<u32>> {
+        query::hanging(index(interface)?, hook.attach_type(self.side))
+            .with_context(|| format!("cannot ask what hangs on {interface}"))
     }
 
     fn attach_one(&self, program: &mut SchedClassifier, interface: &str, hook: Hook) -> Result<()> {
@@ -266,15 +258,26 @@ impl Attached {
     fn detach_link(&self, interface: &str, hook: Hook, own: u32) -> Result<()> {
         let pin = self.pins.link(hook.name(), index(interface)?);
         fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
-        let gone =
-            || !self.hanging(interface, hook).is_ok_and(|found| found.iter().any(|one| one.id() == own));
+        let gone = || !self.hanging(interface, hook).is_ok_and(|found| found.contains(&own));
         wait_until(gone).with_context(|| format!("the {} program still hangs on {interface}", hook.name()))
     }
 }
 
+/// The program that is where ours has to be.
+fn in_the_way(hanging: &[u32], hook: Hook, own: u32) -> Option<String> {
+    let found = *match hook {
+        Hook::Egress => hanging.last(),
+        Hook::Ingress => hanging.first(),
+    }?;
+    let name = || format!("program {found} ({})", query::name(found).unwrap_or_else(|| "no name".to_owned()));
+    (found != own).then(name)
+}
+
 /// A kernel without TCX cannot be asked what hangs there by it.
 fn best_kind(interface: Option<&String>) -> AttachKind {
-    let has_tcx = |name: &String| SchedClassifier::query_tcx(name, TcAttachType::Egress).is_ok();
+    let has_tcx = |name: &String| {
+        index(name).is_ok_and(|interface| query::hanging(interface, TcAttachType::Egress).is_ok())
+    };
     if interface.is_some_and(has_tcx) { AttachKind::Tcx } else { AttachKind::Clsact }
 }
 
@@ -350,10 +353,10 @@ fn remove_links(pins: &Pins, keep: &BTreeSet<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// The kernel detaches a link some time after its pin was removed.
-fn wait_for_links_to_go(side: Side, interfaces: &[String]) -> Result<()> {
-    wait_until(|| linked(side, interfaces).is_none()).with_context(|| {
-        let (interface, hook) = linked(side, interfaces).unwrap_or_default();
+/// The kernel detaches a link some time after its pin was removed. `ours` are the programs of such links.
+fn wait_for_links_to_go(side: Side, interfaces: &[String], ours: &[u32]) -> Result<()> {
+    wait_until(|| linked(side, interfaces, ours).is_none()).with_context(|| {
+        let (interface, hook) = linked(side, interfaces, ours).unwrap_or_default();
         format!(
             "a program of ours still hangs on the {hook} of {interface}: another process holds the link open"
         )
@@ -370,17 +373,16 @@ fn wait_until(is_so: impl Fn() -> bool) -> Result<()> {
 }
 
 /// One of these interfaces where a program of ours hangs by a link.
-fn linked(side: Side, interfaces: &[String]) -> Option<(String, &'static str)> {
-    let hangs = |name: &str, hook: Hook| {
-        let attached = SchedClassifier::query_tcx(name, hook.attach_type(side));
-        attached.is_ok_and(|(_, programs)| {
-            programs.iter().any(|found| found.name_as_str() == Some(hook.program()))
-        })
+fn linked(side: Side, interfaces: &[String], ours: &[u32]) -> Option<(String, &'static str)> {
+    let hangs = |interface: &str, hook: Hook| -> Result<bool> {
+        let found = query::hanging(index(interface)?, hook.attach_type(side))?;
+        let is_ours = |id: &u32| ours.contains(id) || query::name(*id).as_deref() == Some(hook.program());
+        Ok(found.iter().any(is_ours))
     };
     interfaces
         .iter()
         .flat_map(|name| Hook::ALL.map(|hook| (name, hook)))
-        .find_map(|(name, hook)| hangs(name, hook).then(|| (name.clone(), hook.name())))
+        .find_map(|(name, hook)| hangs(name, hook).unwrap_or(false).then(|| (name.clone(), hook.name())))
 }
 
 fn all_interfaces() -> Vec<String> {

@@ -13,6 +13,7 @@
 //! | [`pins`] | the directory on the BPF file system where everything is pinned |
 //! | [`programs`] | loading the programs and running them on a made-up packet |
 //! | [`attach`] | hanging them on interfaces: TCX links, else filters on the clsact qdisc |
+//! | `query` | which programs hang on an interface |
 //! | `qdisc` | removing an empty clsact qdisc |
 //! | [`maps`] | the maps as user space sees them |
 //! | [`word`] | the state word, mapped into memory |
@@ -25,6 +26,7 @@ pub mod maps;
 pub mod pins;
 pub mod programs;
 mod qdisc;
+mod query;
 pub mod word;
 
 pub use attach::{Side, Site};
