@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::sched::CloneFlags;
@@ -39,12 +39,7 @@ pub fn with_bench<F>(ram_way: Option<RamWay>, test: F)
 where
     F: for<'a> FnOnce(&'a Bench) -> Pin<Box<dyn Future<Output = ()> + 'a>>,
 {
-    let _alone = MACHINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // Taps, bridge and mounts of the tests are nobody else's, and end with this thread.
-    nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-        .expect("the tests of the driver want root");
-    run("mount", &["--make-rprivate", "/"]);
-    run("ip", &["link", "add", "br0", "type", "bridge"]);
+    let _alone = alone();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let bench = runtime.block_on(Bench::new(ram_way));
     let run = || runtime.block_on(test(&bench));
@@ -55,6 +50,17 @@ where
         eprintln!("--- console\n{}\n--- QEMU\n{}", bench.console(), bench.file("qemu.log"));
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Waits for the machine, and takes this thread and what it starts into namespaces with the bridge `br0`.
+pub fn alone() -> MutexGuard<'static, ()> {
+    let alone = MACHINE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // Taps, bridge and mounts of the tests are nobody else's, and end with this thread.
+    nix::sched::unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .expect("the tests of the driver want root");
+    run("mount", &["--make-rprivate", "/"]);
+    run("ip", &["link", "add", "br0", "type", "bridge"]);
+    alone
 }
 
 impl Bench {
@@ -199,13 +205,13 @@ fn taps() -> usize {
     devices.lines().filter(|line| line.trim_start().starts_with("us")).count()
 }
 
-fn from_environment(variable: &str) -> PathBuf {
+pub fn from_environment(variable: &str) -> PathBuf {
     let value = std::env::var_os(variable);
     value.unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`")).into()
 }
 
 /// An initramfs that is unpacked over the project's: one file, `/workload`.
-fn workload() -> Vec<u8> {
+pub fn workload() -> Vec<u8> {
     let mut archive = Vec::new();
     for (name, mode, content) in
         [("workload", 0o100_755, &include_bytes!("workload.sh")[..]), ("TRAILER!!!", 0, &[])]

@@ -5,8 +5,14 @@ mod adoption;
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod cluster;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod privileges;
+#[cfg(test)]
 mod round_trip;
+#[cfg(test)]
+mod secrets;
