@@ -21,6 +21,7 @@ use self::manifest::{FORMAT, Identity, MANIFEST_FILE, Manifest, ManifestFile, Sa
 use self::space::{Limits, Space};
 
 pub mod files;
+mod limits;
 pub mod manifest;
 pub mod space;
 mod verify;

@@ -33,7 +33,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
         &["unasnap-protocol", "unasnap-guest-ebpf", "unasnap-loader", "unasnap-host", "unasnap-tests"],
     ),
     ("tests/proof", &["unasnap-protocol", "unasnap-guest-ebpf"]),
-    ("tests/fuzz", &["unasnap-protocol"]),
+    ("tests/fuzz", &["unasnap-protocol", "unasnap-channel", "unasnap-files"]),
     ("xtask", &["unasnap-tests", "unasnap-fault-points"]),
     ("tests", &["unasnap-protocol", "unasnap-channel"]),
 ];

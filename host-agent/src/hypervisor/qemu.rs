@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `probe` | what this host's QEMU can do |
 //! | `command` | the command line |
+//! | `config` | its part of the configuration |
 //! | `console` | keeps what guests write small |
 //! | `instance` | what is remembered between two lives of the host agent |
 //! | `process` | processes that outlive their parent |
@@ -17,15 +18,14 @@
 //!
 //! QEMU daemonizes: it survives the host agent, whatever ends that, and is adopted by the next one.
 
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
 use tokio::process::Command;
 use unasnap_protocol::name::Name;
 
 use self::command::{BINARY, Begin};
+pub use self::config::QemuConfig;
 use self::instance::{Chain, Instance, VmFolder};
 use self::process::Process;
 use self::qmp::Qmp;
@@ -35,9 +35,10 @@ use super::{Hypervisor, HypervisorError, Pending, SavedVm, Vm};
 use crate::definition::VmDefinition;
 use crate::fault_point;
 use crate::store::files::remove_if_there;
-use crate::store::manifest::{Accel, Facts, FileRole, RamWay};
+use crate::store::manifest::{Facts, FileRole, RamWay};
 
 mod command;
+pub mod config;
 mod console;
 mod devices;
 mod disks;
@@ -56,30 +57,6 @@ mod vm;
 const SPAWN_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a killed QEMU may take to be gone; a large RAM takes the kernel a while to free.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
-
-/// The `[qemu]` part of the host agent's configuration.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct QemuConfig {
-    /// The host agent's state folder; set by the program, not in the table.
-    #[serde(skip)]
-    pub state_dir: PathBuf,
-    /// `"auto"` (KVM if it really boots a guest here, else TCG), `"kvm"` or `"tcg"`.
-    #[serde(default, deserialize_with = "auto_or")]
-    pub accel: Option<Accel>,
-    /// `"auto"` (the best that QEMU can do here), `"live"` or `"stop-and-save"`.
-    #[serde(default, deserialize_with = "auto_or")]
-    pub ram_way: Option<RamWay>,
-}
-
-/// `"auto"` is `None`.
-fn auto_or<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    if text == "auto" {
-        return Ok(None);
-    }
-    T::deserialize(serde::de::value::StringDeserializer::new(text)).map(Some)
-}
 
 /// The driver.
 #[derive(Debug)]

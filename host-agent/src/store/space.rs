@@ -9,18 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::StoreError;
+pub use super::limits::Limits;
 
 /// Bytes of one block as `stat(2)` counts them.
 const BLOCK_BYTES: u64 = 512;
-
-/// What the operator wants.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Limits {
-    /// Bytes that are kept free for the disks of the running VMs.
-    pub reserve: u64,
-    /// Most bytes that all snapshots may take together.
-    pub quota: Option<u64>,
-}
 
 /// The room below one folder.
 #[derive(Debug)]

@@ -6,18 +6,28 @@
 //!
 //! The inputs that reach all of the code known to be reachable are kept in `corpus/TARGET`; a test runs them.
 
+mod configs;
+mod files;
+mod hypervisor;
 pub mod memory;
 mod parsers;
+mod store;
 mod wire;
 
+#[path = "../../../coordinator/src/config.rs"]
+#[expect(dead_code, reason = "only what decodes is used here")]
+mod cluster_config;
 #[path = "../../../host-agent/src/definition.rs"]
 #[expect(dead_code, reason = "only what decodes is used here")]
 mod definition;
+#[path = "../../../coordinator/src/failure.rs"]
+#[expect(dead_code, reason = "only what decodes is used here")]
+mod failure;
+#[path = "../../../host-agent/src/config.rs"]
+#[expect(dead_code, reason = "only what decodes is used here")]
+mod host_config;
 #[path = "../../../host-agent/src/hypervisor/qemu/qmp/line.rs"]
 mod line;
-#[path = "../../../host-agent/src/store/manifest.rs"]
-#[expect(dead_code, reason = "only what decodes is used here")]
-mod manifest;
 #[path = "../../../coordinator/src/daemon/journal/records.rs"]
 #[expect(dead_code, reason = "only what decodes is used here")]
 mod records;
@@ -35,7 +45,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "frames", run: wire::frames },
     Target { name: "guest-frames", run: wire::guest_frames },
     Target { name: "control", run: wire::control },
@@ -47,6 +57,10 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "journal", run: parsers::journal },
     Target { name: "migration", run: parsers::migration },
     Target { name: "qmp", run: parsers::qmp },
+    Target { name: "host-config", run: configs::host },
+    Target { name: "cluster-config", run: configs::cluster },
+    Target { name: "vbox", run: files::vbox },
+    Target { name: "qcow2", run: files::qcow2 },
 ];
 
 /// The target of this name.

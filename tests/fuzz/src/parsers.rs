@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 
 use crate::definition::VmDefinition;
 use crate::line::Line;
-use crate::manifest::Manifest;
 use crate::records::{Counters, KnownHost, KnownVm, Stored};
+use crate::store::manifest::Manifest;
 use crate::stream::{Block, Pages, Parser};
 
 fn json<T: Serialize + DeserializeOwned>(input: &[u8]) {

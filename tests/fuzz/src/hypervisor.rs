@@ -1,0 +1,5 @@
+//! As [`store`](crate::store).
+
+#[path = "../../../host-agent/src/hypervisor/qemu/config.rs"]
+#[expect(dead_code, reason = "only what decodes is used here")]
+pub mod qemu;
