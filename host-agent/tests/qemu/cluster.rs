@@ -45,16 +45,31 @@ impl Cluster {
             .map(str::to_owned);
         cluster.start_daemon("coordinator", &[&nobody[..], &unit].concat());
         cluster.wait("the coordinator answers", |cluster| cluster.attempt(&["status"]).0 == 0);
-        cluster.start_daemon("host", agent);
-        let count = colourings.len();
-        cluster.wait("the host is connected", |cluster| {
+        cluster.start_host(agent, colourings.len());
+        cluster
+    }
+
+    fn start_host(&mut self, privileges: &[String], vms: usize) {
+        self.start_daemon("host", privileges);
+        self.wait("the host is connected", |cluster| {
             cluster.json(&["host", "list"])["hosts"][0]["connected"] == true
         });
-        cluster.wait("all guests answer", |cluster| {
-            let vms = cluster.json(&["vm", "list"])["vms"].as_array().unwrap().clone();
-            vms.len() == count && vms.iter().all(|vm| vm["state"] == "running" && vm["guest_agent"] == true)
+        self.wait("all guests answer", |cluster| {
+            let list = cluster.json(&["vm", "list"])["vms"].as_array().unwrap().clone();
+            list.len() == vms && list.iter().all(|vm| vm["state"] == "running" && vm["guest_agent"] == true)
         });
-        cluster
+    }
+
+    /// Kills the host agent and starts another one, which finds the VMs running.
+    pub fn restart_host(&mut self, privileges: &[String]) {
+        let vms = self.processes().len() - self.daemons.len();
+        let mut agent = self.daemons.pop().unwrap();
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        self.wait("its connection has ended", |cluster| {
+            cluster.json(&["host", "list"])["hosts"][0]["connected"] == false
+        });
+        self.start_host(privileges, vms);
     }
 
     fn configure(&self, colourings: &[&str]) {
@@ -109,7 +124,7 @@ impl Cluster {
             "host" => (Path::new(env!("CARGO_BIN_EXE_unasnap-host")).to_owned(), "run"),
             other => (self.path("unasnap"), other),
         };
-        let log = File::create(self.path(&format!("{name}.log"))).unwrap();
+        let log = File::options().create(true).append(true).open(self.path(&format!("{name}.log"))).unwrap();
         let mut command = Command::new("setpriv");
         command.args(privileges).arg(program).args([word, "--config", &format!("{name}.toml")]);
         self.surround(&mut command).stdout(log.try_clone().unwrap()).stderr(log);

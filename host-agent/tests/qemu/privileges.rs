@@ -21,10 +21,18 @@ fn mask(names: &[String]) -> u64 {
     names.iter().map(|name| 1 << number(name)).sum()
 }
 
-/// Programs on taps, a word in a guest's RAM, a snapshot, a restore: all of it with what the units allow.
+/// Names of the links that keep the programs on the taps of the VM that its host colours.
+fn links() -> Vec<String> {
+    let agents = fs::read_dir("/sys/fs/bpf/unasnap-host").unwrap().map(|entry| entry.unwrap().path());
+    let pins = agents.flat_map(|agent| fs::read_dir(agent.join("vm1")).unwrap());
+    let names = pins.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("link-")).collect()
+}
+
+/// Programs on taps, a word in a guest's RAM, a snapshot, a restore, another agent: all of it with what the units allow.
 #[test]
 fn what_the_units_allow_is_enough() {
-    let cluster = Cluster::start(&privileges(UNIT), &["host", "memory"]);
+    let mut cluster = Cluster::start(&privileges(UNIT), &["host", "memory"]);
     let listed = mask(&capabilities(UNIT));
     let expected = [0, listed, listed, listed];
     assert_eq!(cluster.processes().into_iter().map(bounds).collect::<Vec<_>>(), expected);
@@ -36,7 +44,10 @@ fn what_the_units_allow_is_enough() {
     let restored = cluster.json(&["restore"]);
     assert_eq!(restored["restore"]["warnings"].as_array().unwrap().len(), 0, "{restored}");
     cluster.json(&["snapshot", "verify", "test-000001"]);
+    let hanging = links();
+    cluster.restart_host(&privileges(UNIT));
     cluster.json(&["snapshot", "take"]);
+    assert_eq!(links(), hanging, "the next agent found another way to hang them than the one before");
     cluster.json(&["snapshot", "delete", "test-000001"]);
     // Also where something is done without, such as the priority of a cut.
     let words = cluster.words();

@@ -91,8 +91,13 @@ fn no_private_key_is_said_or_seen() {
     assert_eq!(cluster.attempt(&["pki", "add-host", "h2", "--dir", "pki"]).0, 0);
     cluster.json(&["snapshot", "take"]);
     cluster.json(&["restore"]);
-    // A certificate is taken back, and one that does not fit its key is put in its place: errors are said, too.
-    assert_eq!(cluster.attempt(&["pki", "revoke", "host-h2", "--dir", "pki"]).0, 0);
+    // Certificates are taken back, and one that does not fit its key is put in the place of another: errors are said, too.
+    for revoked in ["host-h2", "coordinator"] {
+        assert_eq!(cluster.attempt(&["pki", "revoke", revoked, "--dir", "pki"]).0, 0);
+    }
+    cluster.wait("the host agent leaves the revoked coordinator", |cluster| {
+        cluster.words().contains("the coordinator is not trusted any more")
+    });
     fs::copy(cluster.path("pki/host-h2.pem"), cluster.path("pki/host-h1.pem")).unwrap();
     cluster.wait("the host agent says so", |cluster| cluster.words().contains("used as they were before"));
     fs::copy(cluster.path("pki/host-h2.pem"), cluster.path("pki/operator.pem")).unwrap();
