@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use rcgen::{CertificateParams, DnType, Issuer, KeyPair};
 use unasnap_channel::{ChannelError, Connection, Identity, connect};
 use unasnap_protocol::control::{CoordinatorSession, Hello, HostSession, Inventory, ToHost};
 use unasnap_protocol::frame::{self, MAX_CONTROL_PAYLOAD};
@@ -75,6 +76,34 @@ fn a_certificate_of_another_ca() {
         let folder = cluster.path("foreign");
         std::fs::copy(cluster.path("pki/ca.pem"), folder.join("ca.pem")).unwrap();
         let mut connection = connect(&cluster.address(), &identity(&folder, "host-h1")).await.unwrap();
+        let error = within("a refusal", connection.recv()).await.unwrap_err();
+        assert!(matches!(error, ChannelError::NotTrusted(_)), "{error}");
+    });
+}
+
+/// A certificate of h1 that the cluster's CA has issued for a year that is over.
+fn expired(cluster: &Cluster) -> Identity {
+    let read = |name: &str| std::fs::read_to_string(cluster.path("pki").join(name)).unwrap();
+    let mut ca = CertificateParams::new(vec![]).unwrap();
+    ca.distinguished_name.push(DnType::CommonName, "unasnap cluster CA");
+    let issuer = Issuer::new(ca, KeyPair::from_pem(&read("ca.key")).unwrap());
+    let mut params = CertificateParams::new(vec!["h1.host.unasnap".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    let certificate = params.signed_by(&KeyPair::from_pem(&read("host-h1.key")).unwrap(), &issuer).unwrap();
+    let folder = cluster.path("expired");
+    std::fs::create_dir(&folder).unwrap();
+    for same in ["ca.pem", "host-h1.key"] {
+        std::fs::copy(cluster.path("pki").join(same), folder.join(same)).unwrap();
+    }
+    std::fs::write(folder.join("host-h1.pem"), certificate.pem()).unwrap();
+    identity(&folder, "host-h1")
+}
+
+#[test]
+fn a_certificate_that_has_expired() {
+    disturb("certificate has expired", async |cluster| {
+        let mut connection = connect(&cluster.address(), &expired(cluster)).await.unwrap();
         let error = within("a refusal", connection.recv()).await.unwrap_err();
         assert!(matches!(error, ChannelError::NotTrusted(_)), "{error}");
     });
