@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use unasnap_channel::{ChannelError, Connection, connect};
-use unasnap_protocol::control::CoordinatorSession;
+use unasnap_protocol::control::{CoordinatorSession, Phase};
 use unasnap_protocol::frame::Frame;
+use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{MAX_SILENCE_S, Progress, Reply, Request};
 
 use crate::config::ClientConfig;
@@ -59,6 +60,13 @@ impl Exchange {
         let cause = CliError::from(error);
         let address = &self.address;
         let text = match &self.last {
+            Some(Progress { phase: Phase::Control, waiting, .. }) => {
+                let vms = waiting.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+                format!(
+                    "lost the coordinator at {address} before it told what became of {vms}: {cause}; their hosts carry out what \
+                     they have heard, and `unasnap vm list` shows how they stand"
+                )
+            }
             Some(Progress { snapshot, phase, .. }) => format!(
                 "lost the coordinator at {address} in {phase} of {snapshot}: {cause}; when it runs again it finishes or undoes \
                  that, and `unasnap status` shows how it stands"

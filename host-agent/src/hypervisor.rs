@@ -120,8 +120,21 @@ pub trait Vm: Send {
     /// Was it stopped by [`fence`](Self::fence)?
     fn is_fenced(&self) -> bool;
 
-    /// Lets a restored or fenced VM run.
+    /// Takes [`fence`](Self::fence) back: the VM runs on, unless it was paused, or waits for its restore to end.
+    fn lift_fence(&mut self) -> Pending<'_, ()>;
+
+    /// Lets a restored or paused VM run.
     fn resume(&mut self) -> Pending<'_, ()>;
+
+    /// Stops the vCPUs, durably, until [`resume`](Self::resume): the end of a cut or an agent that adopts it does not let
+    /// it run on.
+    fn pause(&mut self) -> Pending<'_, ()>;
+
+    /// Was it restored, and not resumed since?
+    fn awaits_resume(&self) -> bool;
+
+    /// Presses the power button. The guest decides what that means; the instance ends when it has shut down.
+    fn press_power(&mut self) -> Pending<'_, ()>;
 }
 
 /// The RAM of one VM, by guest-physical address, and nothing else of the host.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use unasnap_protocol::control::{
-    Answer, Envelope, Failure, FailureKind, Order, Phase, SavedReport, Undecided, VmReport,
+    Answer, Envelope, Failure, FailureKind, Order, Phase, SavedReport, Undecided, VmReport, VmState,
 };
 use unasnap_protocol::name::Name;
 use unasnap_protocol::participant::{Command, Event, Job, Outcome, Participant, Step};
@@ -120,8 +120,10 @@ impl Member {
                     continue;
                 }
             };
-            if matches!(event, Event::Deadline) {
-                self.wake = None;
+            match &event {
+                Event::Deadline => self.wake = None,
+                Event::JobDone(Ok(outcome)) => self.show_outcome(outcome),
+                _ => {}
             }
             for command in self.participant.handle(event) {
                 self.carry_out(command);
@@ -161,6 +163,19 @@ impl Member {
 
     fn show(&self, report: VmReport) {
         self.standing.send_modify(|standing| standing.report = report);
+    }
+
+    /// At once, and not at the next look: whoever is told that a VM was stopped does not see it running afterwards.
+    fn show_outcome(&self, outcome: &Outcome) {
+        let (state, incarnation) = match outcome {
+            Outcome::Started(_) => (VmState::Running, None),
+            Outcome::Controlled(done) => (done.state, Some(done.incarnation)),
+            Outcome::Done | Outcome::Cut(_) => return,
+        };
+        self.standing.send_modify(|Standing { report, .. }| {
+            report.state = state;
+            report.incarnation = incarnation.unwrap_or(report.incarnation);
+        });
     }
 
     /// At once, and not at the next look: a hello that did not know of a cut would leave it undecided.
@@ -219,6 +234,7 @@ fn limit(step: &Step) -> (Duration, Phase) {
         Step::Start(_) => (25, Phase::Start),
         Step::Delete => (60, Phase::Delete),
         Step::Verify => (3600, Phase::Verify),
+        Step::Control(_) => (150, Phase::Control),
     };
     (Duration::from_secs(seconds), phase)
 }

@@ -21,6 +21,8 @@ pub struct Switches {
     pub take_delay: Duration,
     /// A mistake that is put back.
     pub fault: Fault,
+    /// Another bound than the usual for a guest that is to shut down.
+    pub shut_down_limit: Option<Duration>,
 }
 
 impl Switches {
@@ -34,7 +36,8 @@ impl Switches {
                 .with_context(|| format!("{}: there is no fault {label:?}", Fault::SWITCH))?,
             Err(_) => Fault::None,
         };
-        Ok(Self { prepare_delay: delay(PREPARE_DELAY, vm)?, take_delay: delay(TAKE_DELAY, vm)?, fault })
+        let (prepare_delay, take_delay) = (delay(PREPARE_DELAY, vm)?, delay(TAKE_DELAY, vm)?);
+        Ok(Self { prepare_delay, take_delay, fault, shut_down_limit: None })
     }
 }
 

@@ -24,6 +24,7 @@ use crate::switches::Switches;
 
 mod instant;
 mod living;
+mod power;
 mod report;
 mod resumption;
 
@@ -116,7 +117,7 @@ impl Works {
                 "it stays stopped: incarnation {current} of its deployment runs elsewhere, this is {}; a restore removes it",
                 vm.incarnation()
             );
-        } else if let Err(error) = vm.resume().await {
+        } else if let Err(error) = vm.lift_fence().await {
             tracing::error!(vm = %name, "it stays stopped: {error}");
         } else {
             tracing::info!(vm = %name, "the coordinator is back: it goes on");
@@ -141,6 +142,7 @@ impl Works {
             Step::Start(members) => return self.start(&envelope, members).await.map(Outcome::Started),
             Step::Delete => self.delete(&envelope, Phase::Delete)?,
             Step::Verify => self.verify(&envelope).await?,
+            Step::Control(verb) => return self.control(&envelope, verb).await.map(Outcome::Controlled),
         }
         Ok(Outcome::Done)
     }
@@ -306,7 +308,8 @@ impl Works {
     /// The instance, locked.
     async fn living(&self, phase: Phase) -> Result<Living<'_>, Failure> {
         Living::new(self.instance.lock().await).ok_or_else(|| {
-            let text = format!("VM {} does not run here; restore its deployment", self.definition.name);
+            let text =
+                format!("VM {} does not run here; start it, or restore its deployment", self.definition.name);
             Failure::new(FailureKind::VmNotRunning, phase, text)
         })
     }

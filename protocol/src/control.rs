@@ -20,6 +20,7 @@ use crate::DecodeError;
 use crate::frame::Frame;
 use crate::guest::{Epoch, Prefix};
 use crate::name::Name;
+use crate::power::{Controlled, Verb};
 
 /// First message number that is addressed to (or comes from) a member.
 const FIRST_MEMBER_NUMBER: u16 = 16;
@@ -36,7 +37,7 @@ pub struct Envelope {
     pub vm: Name,
     /// Its deployment.
     pub deployment: Name,
-    /// The global snapshot that is taken, restored or deleted.
+    /// The global snapshot that is taken, restored or deleted; with CONTROL the course's own name.
     pub snapshot: Name,
     /// Epoch before the cut; in a restore, the epoch at which the members start.
     pub epoch: Epoch,
@@ -82,6 +83,8 @@ pub enum Phase {
     Delete,
     /// A snapshot's files, and the images below them, are compared with their digests.
     Verify,
+    /// A single VM is started, stopped, paused, resumed or reset.
+    Control,
 }
 
 impl std::fmt::Display for Phase {
@@ -99,6 +102,7 @@ impl std::fmt::Display for Phase {
             Self::Start => "START",
             Self::Delete => "DELETE",
             Self::Verify => "VERIFY",
+            Self::Control => "CONTROL",
         })
     }
 }
@@ -223,7 +227,7 @@ pub struct VmReport {
 }
 
 /// State of a VM's process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
     /// No process.
@@ -379,6 +383,8 @@ messages! {
         40 => Delete(()),
         /// Compare the files of this snapshot, and the images below them, with their digests.
         41 => Verify(()),
+        /// Start, stop, pause, resume or reset the VM, outside any snapshot or restore.
+        48 => Control(Verb),
     }
 }
 
@@ -404,6 +410,8 @@ messages! {
         82 => Started(Vec<String>),
         /// To DELETE.
         88 => Deleted(()),
+        /// To CONTROL.
+        89 => Controlled(Controlled),
         /// To any order that could not be carried out.
         96 => Refused(Failure),
     }

@@ -13,6 +13,7 @@
 //! | [`operator`] | operator's command <-> coordinator |
 //! | [`coordinator`] | the coordinator's half of a snapshot and of a restore |
 //! | [`participant`] | one VM's half of both |
+//! | [`power`] | single VMs started, stopped, paused, resumed, reset |
 //! | [`role`] | what operators may do, and which role each request needs |
 //! | [`fault`] | mistakes that tests put back |
 //!
@@ -31,6 +32,7 @@ pub mod guest;
 pub mod name;
 pub mod operator;
 pub mod participant;
+pub mod power;
 pub mod role;
 
 pub use messages::DecodeError;

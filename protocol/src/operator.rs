@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::{Colouring, CutReport, Failure, Phase, SavedReport, VmState};
 use crate::guest::Epoch;
 use crate::name::Name;
+use crate::power::{ControlReport, ControlRequest};
 
 /// Longest time between two replies to one request, seconds.
 pub const MAX_SILENCE_S: u64 = 15;
@@ -39,6 +40,8 @@ messages! {
         165 => Restore(Option<Name>),
         /// Compare every byte of this snapshot with its digests. `Progress`, then `Verified`.
         166 => Verify(Name),
+        /// Start, stop, pause, resume or reset VMs. `Progress`, then `Controlled`.
+        167 => Control(ControlRequest),
     }
 }
 
@@ -59,6 +62,8 @@ messages! {
         181 => Status(Box<StatusReport>),
         /// Every host has looked.
         182 => Verified(VerifyReport),
+        /// What became of it at each VM.
+        183 => Controlled(ControlReport),
         /// The request was not carried out.
         191 => Failed(RequestError),
     }

@@ -17,7 +17,7 @@ pub enum Role {
 }
 
 /// Number of each [`Request`] and the least role that may ask it. The only place that says so.
-const NEEDED: [(u16, Role); 7] = [
+const NEEDED: [(u16, Role); 8] = [
     (160, Role::View),    // Status
     (161, Role::Operate), // Take
     (162, Role::View),    // List
@@ -25,6 +25,7 @@ const NEEDED: [(u16, Role); 7] = [
     (164, Role::Admin),   // Delete
     (165, Role::Operate), // Restore
     (166, Role::Operate), // Verify
+    (167, Role::Operate), // Control
 ];
 
 impl Role {
@@ -73,6 +74,7 @@ impl FromStr for Role {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::power::{ControlRequest, Verb};
 
     #[test]
     fn every_request_stands_in_the_table_once() {
@@ -83,6 +85,8 @@ mod tests {
     #[test]
     fn whoever_may_only_look_changes_nothing() {
         let name = || crate::name::Name::new("s-1").unwrap();
+        let vms = vec![name().into()].try_into().unwrap();
+        let control = || ControlRequest { verb: Verb::Pause, vms };
         let needed = [
             (Request::Status(()), Role::View),
             (Request::List(true), Role::View),
@@ -91,6 +95,7 @@ mod tests {
             (Request::Restore(None), Role::Operate),
             (Request::Delete(name()), Role::Admin),
             (Request::Verify(name()), Role::Operate),
+            (Request::Control(control()), Role::Operate),
         ];
         for (request, role) in needed {
             assert_eq!(request.needed_role(), role, "{}", request.name());

@@ -10,6 +10,7 @@ use unasnap_protocol::frame::{Decoder, Frame, MAX_CONTROL_PAYLOAD};
 use unasnap_protocol::guest::*;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::*;
+use unasnap_protocol::power::*;
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -174,6 +175,7 @@ fn orders() {
             Order::Start(prefixes()),
             Order::Delete(()),
             Order::Verify(()),
+            Order::Control(Verb::Kill),
         ]
     );
 }
@@ -210,6 +212,12 @@ fn answers() {
             Answer::Loaded(()),
             Answer::Started(vec!["no clock".to_owned()]),
             Answer::Deleted(()),
+            Answer::Controlled(Controlled {
+                state: VmState::Paused,
+                incarnation: 300,
+                changed: true,
+                note: "why".to_owned(),
+            }),
             Answer::Refused(failure()),
         ]
     );
@@ -228,6 +236,10 @@ fn requests() {
             Request::Delete(name("ring-000004")),
             Request::Restore(None),
             Request::Verify(name("ring-000004")),
+            Request::Control(ControlRequest {
+                verb: Verb::Start,
+                vms: vec![Pattern::new("ring-*").unwrap()].try_into().unwrap(),
+            }),
         ]
     );
 }
@@ -304,6 +316,19 @@ fn status() -> StatusReport {
     }
 }
 
+fn controlled() -> ControlledVm {
+    ControlledVm {
+        vm: name("vm1"),
+        host: name("h1"),
+        state: Some(VmState::Running),
+        changed: true,
+        note: Some("a new boot".to_owned()),
+        problem: Some("why".to_owned()),
+        timed_out: true,
+        ms: 2.5,
+    }
+}
+
 #[test]
 fn replies() {
     let place = Place { vm: name("vm1"), host: name("h1") };
@@ -338,6 +363,7 @@ fn replies() {
             Reply::Deleted(deleted),
             Reply::Status(Box::new(status())),
             Reply::Verified(verified),
+            Reply::Controlled(ControlReport { verb: Verb::Stop, vms: vec![controlled()] }),
             Reply::Failed(RequestError::new(RequestErrorKind::Refused, "why")),
         ]
     );
@@ -374,12 +400,14 @@ fn variants() {
         Phase::Start,
         Phase::Delete,
         Phase::Verify,
+        Phase::Control,
     ];
     let mut lines = String::new();
-    for (at, (kind, phase)) in kinds.into_iter().zip(phases.into_iter().cycle()).enumerate() {
+    for at in 0..kinds.len().max(phases.len()) {
+        let (kind, phase) = (kinds[at % kinds.len()], phases[at % phases.len()]);
         let bytes = Answer::Refused(Failure::new(kind, phase, "")).encode(&envelope());
         let body = &bytes[bytes.len() - 3..];
-        assert_eq!(usize::from(body[0]), at, "{kind:?}");
+        assert_eq!(usize::from(body[0]), at % kinds.len(), "{kind:?}");
         assert_eq!(usize::from(body[1]), at % phases.len(), "{phase:?}");
         writeln!(lines, "{at} {kind:?} {phase:?}").unwrap();
     }

@@ -7,12 +7,14 @@ mod progress;
 mod restore;
 mod snapshot;
 mod status;
+mod vm;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 use unasnap_protocol::name::Name;
+use unasnap_protocol::power::{Pattern, Verb};
 use unasnap_protocol::role::Role;
 
 use crate::config::{CLIENT_PATH, COORDINATOR_PATH, ClientConfig, CoordinatorConfig};
@@ -59,7 +61,7 @@ enum Command {
     Host(List),
     /// Virtual machines
     #[command(subcommand)]
-    Vm(List),
+    Vm(Vm),
     /// Make the cluster's certificates
     #[command(subcommand)]
     Pki(Pki),
@@ -115,6 +117,44 @@ enum List {
 }
 
 #[derive(Subcommand)]
+enum Vm {
+    /// List them
+    List {
+        /// Names, with `*` for any characters and `?` for any one [default: all]
+        #[arg(value_name = "PATTERN")]
+        patterns: Vec<Pattern>,
+    },
+    /// Show one
+    Show {
+        /// The VM
+        vm: Name,
+    },
+    /// Boot VMs that do not run, from their disks as they left them
+    Start(Which),
+    /// Press the power button and wait until the guest has shut down
+    Stop {
+        #[command(flatten)]
+        which: Which,
+        /// End them at once, as a power failure would
+        #[arg(long)]
+        force: bool,
+    },
+    /// Stop the virtual CPUs
+    Pause(Which),
+    /// Let paused VMs run on
+    Resume(Which),
+    /// Press the reset button of running VMs
+    Reset(Which),
+}
+
+#[derive(Args)]
+struct Which {
+    /// Names, with `*` for any characters and `?` for any one, e.g. 'ring-*'
+    #[arg(value_name = "PATTERN", required = true)]
+    patterns: Vec<Pattern>,
+}
+
+#[derive(Subcommand)]
 enum Pki {
     /// Write a new CA, and key pairs of coordinator, hosts and operator
     Init {
@@ -140,7 +180,7 @@ enum Pki {
     Operator {
         /// Name of the operator
         name: Name,
-        /// What it may do: `view` looks, `operate` takes and restores snapshots too, `admin` also deletes them
+        /// What it may do: `view` looks, `operate` takes and restores snapshots and controls VMs too, `admin` also deletes them
         #[arg(long, default_value = "operate", value_name = "ROLE")]
         role: Role,
         /// Folder that `pki init` wrote
@@ -188,7 +228,16 @@ async fn ask(command: Command, config: &ClientConfig, json: bool) -> Result<()> 
     match command {
         Command::Status => status::overview(config, json).await,
         Command::Host(List::List) => status::hosts(config, json).await,
-        Command::Vm(List::List) => status::vms(config, json).await,
+        Command::Vm(Vm::List { patterns }) => vm::list(config, &patterns, json).await,
+        Command::Vm(Vm::Show { vm }) => vm::show(config, vm, json).await,
+        Command::Vm(Vm::Start(which)) => vm::control(config, Verb::Start, which.patterns, json).await,
+        Command::Vm(Vm::Stop { which, force }) => {
+            let verb = if force { Verb::Kill } else { Verb::Stop };
+            vm::control(config, verb, which.patterns, json).await
+        }
+        Command::Vm(Vm::Pause(which)) => vm::control(config, Verb::Pause, which.patterns, json).await,
+        Command::Vm(Vm::Resume(which)) => vm::control(config, Verb::Resume, which.patterns, json).await,
+        Command::Vm(Vm::Reset(which)) => vm::control(config, Verb::Reset, which.patterns, json).await,
         Command::Snapshot(Snapshot::Take { deployment }) => snapshot::take(config, deployment, json).await,
         Command::Snapshot(Snapshot::List { all }) => snapshot::list(config, all, json).await,
         Command::Snapshot(Snapshot::Show { id }) => snapshot::show(config, id, json).await,

@@ -1,4 +1,4 @@
-//! `unasnap status`, `host list`, `vm list`: three views of one answer.
+//! `unasnap status`, `host list`: views of one answer.
 
 use serde::Serialize;
 use unasnap_protocol::control::VmState;
@@ -13,11 +13,6 @@ use crate::failure::Result;
 #[derive(Serialize)]
 struct Hosts {
     hosts: Vec<HostStatus>,
-}
-
-#[derive(Serialize)]
-struct Vms {
-    vms: Vec<VmStatus>,
 }
 
 /// `status`.
@@ -41,7 +36,7 @@ pub async fn overview(config: &ClientConfig, json: bool) -> Result<()> {
     output::line("")?;
     host_table(&status.hosts)?;
     output::line("")?;
-    vm_table(&status.vms)
+    vm_table(&status.vms.iter().collect::<Vec<_>>())
 }
 
 /// `host list`.
@@ -50,13 +45,8 @@ pub async fn hosts(config: &ClientConfig, json: bool) -> Result<()> {
     if json { output::json(&Hosts { hosts }) } else { host_table(&hosts) }
 }
 
-/// `vm list`.
-pub async fn vms(config: &ClientConfig, json: bool) -> Result<()> {
-    let vms = fetch(config).await?.vms;
-    if json { output::json(&Vms { vms }) } else { vm_table(&vms) }
-}
-
-async fn fetch(config: &ClientConfig) -> Result<StatusReport> {
+/// All that the coordinator knows.
+pub async fn fetch(config: &ClientConfig) -> Result<StatusReport> {
     let mut exchange = Exchange::begin(config, &Request::Status(())).await?;
     match exchange.next().await? {
         Reply::Status(status) => Ok(*status),
@@ -77,7 +67,8 @@ fn host_table(hosts: &[HostStatus]) -> Result<()> {
     output::table(&["HOST", "CONNECTED", "SINCE", "AGENT", "FREE"], hosts.iter().map(row))
 }
 
-fn vm_table(vms: &[VmStatus]) -> Result<()> {
+/// A row for each VM.
+pub fn vm_table(vms: &[&VmStatus]) -> Result<()> {
     let header = [
         "VM",
         "DEPLOYMENT",
@@ -91,7 +82,7 @@ fn vm_table(vms: &[VmStatus]) -> Result<()> {
         "MEMORY",
         "CPUS",
     ];
-    let row = |vm: &VmStatus| {
+    let row = |vm: &&VmStatus| {
         vec![
             vm.name.to_string(),
             vm.deployment.to_string(),
@@ -113,7 +104,8 @@ fn vm_table(vms: &[VmStatus]) -> Result<()> {
     Ok(())
 }
 
-fn state(state: VmState) -> &'static str {
+/// In words.
+pub fn state(state: VmState) -> &'static str {
     match state {
         VmState::Stopped => "stopped",
         VmState::Starting => "starting",

@@ -124,6 +124,7 @@ impl Owner {
         self.registry.disconnect(host);
         self.takings_lose(host)?;
         self.verifyings_lose(host);
+        self.controllings_lose(host);
         self.restorings_lose(host)
     }
 
@@ -147,6 +148,7 @@ impl Owner {
             Answer::Deleted(()) => self.on_deleted(host, envelope),
             other => {
                 self.on_verified(host, envelope, &other);
+                self.on_controlled(host, envelope, &other);
                 Ok(())
             }
         }

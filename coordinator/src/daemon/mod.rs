@@ -21,6 +21,7 @@
 //! | `taking` | carries out the snapshot's state machine |
 //! | `restoring` | carries out the restore's state machine |
 //! | `verifying` | compares files of snapshots with their digests |
+//! | `controlling` | starts, stops, pauses, resumes and resets VMs |
 //! | `deleting` | removes files of snapshots |
 //! | `journal` | what outlives the coordinator |
 //! | `registry` | who is connected |
@@ -28,6 +29,7 @@
 mod admission;
 mod clocks;
 mod connections;
+mod controlling;
 mod deleting;
 mod hosts;
 mod journal;

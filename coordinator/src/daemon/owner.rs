@@ -13,6 +13,7 @@ use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::Reply;
 
 use super::connections::Input;
+use super::controlling::Controlling;
 use super::deleting::Deletion;
 use super::journal::{Journal, Result};
 use super::registry::Registry;
@@ -33,6 +34,10 @@ pub struct Owner {
     pub(super) restorings: BTreeMap<Name, Restoring>,
     /// Verifications under way, by deployment.
     pub(super) verifyings: BTreeMap<Name, Verifying>,
+    /// VMs being started, stopped and so on, by the courses' own names.
+    pub(super) controllings: BTreeMap<Name, Controlling>,
+    /// Counts them.
+    pub(super) controls: u64,
     /// Deletions for which an operator waits, by snapshot.
     pub(super) deletions: BTreeMap<Name, Deletion>,
     pub(super) started: Instant,
@@ -49,6 +54,8 @@ impl Owner {
             takings: BTreeMap::new(),
             restorings: BTreeMap::new(),
             verifyings: BTreeMap::new(),
+            controllings: BTreeMap::new(),
+            controls: 0,
             deletions: BTreeMap::new(),
             started: Instant::now(),
             fault,
@@ -119,7 +126,8 @@ impl Owner {
         let restorings = self.restorings.values().map(|restoring| restoring.deadline);
         let deletions = self.deletions.values().map(|deletion| deletion.deadline);
         let verifyings = self.verifyings.values().map(|verifying| verifying.deadline);
-        let first = takings.chain(restorings).chain(verifyings).chain(deletions).min();
+        let controllings = self.controllings.values().map(|controlling| controlling.deadline);
+        let first = takings.chain(restorings).chain(verifyings).chain(controllings).chain(deletions).min();
         first.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
 
@@ -134,6 +142,7 @@ impl Owner {
         for deployment in due(&self.verifyings, |verifying| verifying.deadline <= now) {
             self.on_verifying_deadline(&deployment);
         }
+        self.on_controlling_deadline();
         for snapshot in due(&self.deletions, |deletion| deletion.deadline <= now) {
             self.answer_deletion(&snapshot);
         }
@@ -153,6 +162,7 @@ impl Owner {
         self.takings.values_mut().for_each(Taking::show);
         self.restorings.values_mut().for_each(Restoring::show);
         self.verifyings.values_mut().for_each(Verifying::show);
+        self.controllings.values_mut().for_each(Controlling::show);
         Ok(())
     }
 }

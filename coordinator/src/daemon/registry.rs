@@ -8,6 +8,7 @@ use unasnap_fault_points::around;
 use unasnap_protocol::control::{CoordinatorSession, Envelope, Inventory, Order, VmReport};
 use unasnap_protocol::coordinator::clock::{HostClock, Reading};
 use unasnap_protocol::name::Name;
+use unasnap_protocol::power::Controlled;
 
 use super::outbox::Outbox;
 
@@ -72,6 +73,15 @@ impl Registry {
     pub fn set_inventory(&mut self, name: &Name, inventory: Inventory) {
         if let Some(host) = self.hosts.get_mut(name) {
             host.inventory = inventory;
+        }
+    }
+
+    /// A VM stands as its host has just answered.
+    pub fn set_state(&mut self, name: &Name, vm: &Name, done: &Controlled) {
+        let host = self.hosts.get_mut(name);
+        let report = host.and_then(|host| host.inventory.vms.iter_mut().find(|report| report.name == *vm));
+        if let Some(report) = report {
+            (report.state, report.incarnation) = (done.state, done.incarnation);
         }
     }
 

@@ -20,6 +20,7 @@ impl Owner {
             Request::Take(deployment) => return self.take(deployment, replies),
             Request::Restore(id) => return self.restore(id, replies),
             Request::Verify(id) => return self.verify(id, replies),
+            Request::Control(request) => self.control(&request, replies),
             Request::Delete(id) => return self.delete(&id, replies),
             Request::Status(()) => tell(&vec![replies], &Reply::Status(Box::new(self.status()))),
             Request::Show(id) => match self.journal.snapshots().get(&id) {

@@ -109,7 +109,7 @@ impl Owner {
         };
         let deployment = stored.record.deployment.clone();
         let mut refused = None;
-        if self.restorings.contains_key(&deployment) {
+        if self.restorings.contains_key(&deployment) || self.open_control(&deployment).is_some() {
             refused = Some(replies);
         } else if self.takings.contains_key(&deployment) {
             refused = self.restore_after_taking(&deployment, stored.record.id, replies)?;
@@ -117,8 +117,8 @@ impl Owner {
             self.open_restoring(stored, replies)?;
         }
         if let Some(replies) = refused {
-            let text =
-                format!("a restore of deployment {deployment} is under way; try again when it has ended");
+            let what = self.open_control(&deployment).unwrap_or_else(|| "a restore".to_owned());
+            let text = format!("{what} of deployment {deployment} is under way; try again when it has ended");
             tell(&vec![replies], &Reply::Failed(RequestError::new(RequestErrorKind::Refused, text)));
         }
         Ok(())

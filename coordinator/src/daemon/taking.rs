@@ -176,7 +176,12 @@ impl Owner {
         let verifying = || {
             self.verifyings.get(deployment).map(|verifying| format!("the verification of {}", verifying.id))
         };
-        taking.or_else(restoring).or_else(verifying)
+        taking.or_else(restoring).or_else(verifying).or_else(|| self.open_control(deployment))
+    }
+
+    /// What is being done to its VMs, in words.
+    pub(super) fn open_control(&self, deployment: &Name) -> Option<String> {
+        self.controllings.values().find_map(|controlling| controlling.open_in(deployment))
     }
 
     /// Takes up what a dead coordinator left: aborts what was not committed, tells of what was.

@@ -14,6 +14,7 @@ enum Course {
     Restore,
     Delete,
     Verify,
+    Control,
 }
 
 /// In which course a step is taken; `None` for the end of a connection, which is no decision.
@@ -24,6 +25,7 @@ fn course(step: &str) -> Option<Course> {
         "aborted" | "Abort" => Course::Refused,
         "loading" | "Poll" | "Restore" | "Start" => Course::Restore,
         "Verify" => Course::Verify,
+        "Control" => Course::Control,
         "deleting" | "removed" | "Delete" => Course::Delete,
         _ => Course::Take,
     })
@@ -59,6 +61,7 @@ fn die_and_recover(cluster: &mut Cluster, hosts: &[Host; 2], point: &str, course
         Course::Restore => &["restore", &newest],
         Course::Delete => &["snapshot", "delete", &newest],
         Course::Verify => &["snapshot", "verify", &newest],
+        Course::Control => &["vm", "reset", "*"],
     };
     wait_until(&format!("the coordinator dies at {point}"), || {
         cluster.has_died() || {

@@ -6,6 +6,7 @@
 mod bad_input;
 mod clocks;
 mod commands;
+mod controls;
 mod courses;
 mod crashes;
 mod fault_points;

@@ -10,6 +10,7 @@
 //! | `process` | processes that outlive their parent |
 //! | `qmp` | the monitor protocol |
 //! | `vm` | one living instance: prepare, cut, save, discard |
+//! | `buttons` | what an operator does to it: pause, resume, power |
 //! | `disks`, `ram` | the parts of a cut |
 //! | `guest_ram` | a word of the guest's RAM, read and written in a pause |
 //! | `devices` | were any plugged in or out meanwhile? |
@@ -37,6 +38,7 @@ use crate::fault_point;
 use crate::store::files::remove_if_there;
 use crate::store::manifest::{Facts, FileRole, RamWay};
 
+mod buttons;
 mod command;
 pub mod config;
 mod console;
@@ -186,6 +188,7 @@ impl Qemu {
             disks: chains,
             awaits_resume,
             fenced: false,
+            paused: false,
         };
         let connected = async {
             for stale in [&folder.qmp, &folder.guest, &folder.pid_file] {

@@ -53,6 +53,11 @@ impl Works {
         self.definition.prefixes()
     }
 
+    /// The guest that boots now has not answered yet.
+    pub(super) fn forget_report(&self) {
+        *self.last_report.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     async fn look(&self) -> Seen {
         let remembered = || self.last_report.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (instance, colours) = (self.instance.try_lock(), self.colours.try_lock());

@@ -7,6 +7,8 @@ mod bench;
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod buttons;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod memory;

@@ -229,6 +229,12 @@ pub enum Machine {
     NoRam,
     /// It does not hear the first time that it is to give up a cut.
     HangsWhenUndone,
+    /// Its guest does not mind the power button.
+    Deaf,
+    /// It was loaded, and nobody has let it run yet.
+    Loaded,
+    /// It was stopped because a disk could not be written.
+    NoDisk,
 }
 
 /// One VM in memory.
@@ -240,11 +246,21 @@ pub struct FakeVm {
     pub space_needed: u64,
     pub ram: Ram,
     pub fenced: bool,
+    pub paused: bool,
 }
 
 impl FakeVm {
     pub fn new(behaviour: Machine, log: Log, socket: PathBuf, space_needed: u64) -> Self {
-        Self { behaviour, ram: Ram::new(log.clone()), log, socket, folder: None, space_needed, fenced: false }
+        Self {
+            behaviour,
+            ram: Ram::new(log.clone()),
+            log,
+            socket,
+            folder: None,
+            space_needed,
+            fenced: false,
+            paused: false,
+        }
     }
 }
 
@@ -270,7 +286,13 @@ impl Vm for FakeVm {
     }
 
     fn state(&mut self) -> Pending<'_, VmState> {
-        let state = if self.behaviour == Machine::Dead { VmState::Dead } else { VmState::Running };
+        let state = match self.behaviour {
+            Machine::Dead => VmState::Dead,
+            Machine::NoDisk => VmState::IoError,
+            Machine::Loaded => VmState::Paused,
+            _ if self.paused || self.fenced => VmState::Paused,
+            _ => VmState::Running,
+        };
         Box::pin(async move { Ok(state) })
     }
 
@@ -306,7 +328,7 @@ impl Vm for FakeVm {
             match self.behaviour {
                 Machine::DiesWhileSaving => return Err(gone()),
                 Machine::SavesForEver => tokio::time::sleep(Duration::from_secs(3600)).await,
-                Machine::Healthy | Machine::Dead | Machine::NoRam | Machine::HangsWhenUndone => {}
+                _ => {}
             }
             let folder = self.folder.clone().expect("prepared");
             std::fs::write(folder.join("ram"), b"all of it").expect("writable");
@@ -334,9 +356,37 @@ impl Vm for FakeVm {
         self.fenced
     }
 
+    fn lift_fence(&mut self) -> Pending<'_, ()> {
+        self.log.add("lift");
+        self.fenced = false;
+        Box::pin(async { Ok(()) })
+    }
+
+    fn pause(&mut self) -> Pending<'_, ()> {
+        self.log.add("pause");
+        self.paused = true;
+        Box::pin(async { Ok(()) })
+    }
+
+    fn awaits_resume(&self) -> bool {
+        self.behaviour == Machine::Loaded
+    }
+
+    fn press_power(&mut self) -> Pending<'_, ()> {
+        self.log.add("power button");
+        if self.behaviour != Machine::Deaf {
+            self.behaviour = Machine::Dead;
+        }
+        Box::pin(async { Ok(()) })
+    }
+
     fn resume(&mut self) -> Pending<'_, ()> {
         self.log.add("resume");
         self.fenced = false;
+        self.paused = false;
+        if self.behaviour == Machine::NoDisk {
+            self.behaviour = Machine::Healthy;
+        }
         Box::pin(async { Ok(()) })
     }
 }
@@ -364,7 +414,9 @@ impl Hypervisor for FakeHypervisor {
     }
 
     fn start<'a>(&'a self, _: &'a VmDefinition, _: u64) -> Pending<'a, Box<dyn Vm>> {
-        Box::pin(async { Err(gone()) })
+        self.log.add("boot");
+        let vm = FakeVm::new(Machine::Healthy, self.log.clone(), self.socket.clone(), 0);
+        Box::pin(async move { Ok(Box::new(vm) as Box<dyn Vm>) })
     }
 
     fn adopt<'a>(&'a self, _: &'a VmDefinition) -> Pending<'a, Option<Box<dyn Vm>>> {

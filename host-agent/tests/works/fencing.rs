@@ -26,7 +26,7 @@ async fn a_vm_goes_on_only_under_the_incarnation_that_runs_now() {
     works.lift_fence(5).await;
     assert_eq!(log.taken(), [] as [String; 0], "it was restored elsewhere");
     works.lift_fence(4).await;
-    assert_eq!(log.taken(), ["resume"]);
+    assert_eq!(log.taken(), ["lift"]);
 }
 
 #[tokio::test]
@@ -52,5 +52,5 @@ async fn silence_stops_the_vms_and_a_word_in_time_does_not() {
     }
     assert_eq!(seen, 1);
     fence::lift(members, vec![(Name::new("ring").unwrap(), 4)]).await;
-    assert!(log.taken().contains(&"resume".to_owned()));
+    assert!(log.taken().contains(&"lift".to_owned()));
 }

@@ -7,6 +7,7 @@
 mod atomic;
 mod fakes;
 mod fencing;
+mod power;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -88,7 +89,8 @@ async fn made_of(parts: Parts) -> Bench {
     let hypervisor = FakeHypervisor { facts: facts(), log: log.clone(), socket };
     let taps = FakeTaps(parts.taps, log.clone());
     let definition = definition(folder.path(), parts.colouring);
-    let switches = Switches { fault: parts.fault, ..Switches::default() };
+    let shut_down_limit = Some(Duration::from_millis(300));
+    let switches = Switches { fault: parts.fault, shut_down_limit, ..Switches::default() };
     let works = Works::new(definition, Arc::new(hypervisor), store.clone(), Arc::new(taps), switches);
     works.take_charge(Some((Box::new(vm), Origin::Started))).await;
     log.taken();

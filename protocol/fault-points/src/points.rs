@@ -107,6 +107,7 @@ pub const GROUPS: &[Group] = &[
             "transaction",
             "xen-save-devices-state",
             "cont",
+            "system_powerdown",
         ],
     },
     Group { name: "qemu", program: Program::Host, what: "a QEMU made or ended", steps: &["spawn", "kill"] },

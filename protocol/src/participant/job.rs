@@ -1,7 +1,36 @@
-//! What a participant has the shell do.
+//! What happens to a participant, and what it has the shell do.
 
-use crate::control::{CutReport, Envelope, Order, Phase};
+use std::time::Duration;
+
+use crate::control::{Answer, CutReport, Envelope, Failure, Order, Phase, SavedReport};
 use crate::guest::Prefix;
+use crate::power::{Controlled, Verb};
+
+/// What happens to a participant.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// An order came.
+    Order(Envelope, Order),
+    /// The job ended.
+    JobDone(Result<Outcome, Failure>),
+    /// The saving that began with the cut ended.
+    SaveDone(Result<SavedReport, Failure>),
+    /// The time asked for by [`Command::WakeAfter`] has passed.
+    Deadline,
+}
+
+/// What the shell has to do, in this order.
+#[derive(Debug, Clone, PartialEq, Hash)]
+pub enum Command {
+    /// Send to the coordinator.
+    Answer(Envelope, Answer),
+    /// Carry out, then report [`Event::JobDone`].
+    Do(Job),
+    /// Wait until the bytes of the cut are durable, then report [`Event::SaveDone`].
+    Save(Envelope),
+    /// Report [`Event::Deadline`] after this long, and forget any earlier wish; `None` only forgets.
+    WakeAfter(Option<Duration>),
+}
 
 /// Work for the shell: one step under the envelope that ordered it.
 #[derive(Debug, Clone, PartialEq, Hash)]
@@ -38,6 +67,8 @@ pub enum Step {
     Delete,
     /// Compare the files of this snapshot, and the images below them, with their digests.
     Verify,
+    /// Start, stop, pause, resume or reset the VM.
+    Control(Verb),
 }
 
 /// What a job that went well has to say.
@@ -49,6 +80,8 @@ pub enum Outcome {
     Cut(CutReport),
     /// Of [`Step::Start`]: hooks that could not be run, in words.
     Started(Vec<String>),
+    /// Of [`Step::Control`].
+    Controlled(Controlled),
 }
 
 /// The step that an order asks for.
@@ -65,6 +98,7 @@ pub(super) fn step_of(order: &Order) -> Step {
         Order::Start(members) => Step::Start(members.clone()),
         Order::Delete(()) => Step::Delete,
         Order::Verify(()) => Step::Verify,
+        Order::Control(verb) => Step::Control(*verb),
     }
 }
 
@@ -83,5 +117,6 @@ pub fn phase_of(order: &Order) -> Phase {
         Order::Start(_) => Phase::Start,
         Order::Delete(()) => Phase::Delete,
         Order::Verify(()) => Phase::Verify,
+        Order::Control(_) => Phase::Control,
     }
 }

@@ -11,6 +11,9 @@
 //!  any -----------> Loaded (paused) ----> Idle, one incarnation later
 //! ```
 //!
+//! CONTROL of the VM itself is obeyed in `Idle` only, and never waits: an operator who was told that it failed would not
+//! expect it any more.
+//!
 //! Each arrow is a [`Job`] that the shell carries out; one runs at a time (saving runs beside them),
 //! and each is bounded by the shell. An order that comes meanwhile waits in a mailbox of one place; COMMIT or ABORT of what
 //! the job belongs to has a place of its own and comes first, so that no order of a later course displaces it. Every order may be repeated; ABORT is legal in every state; a
@@ -20,7 +23,7 @@
 use std::time::Duration;
 
 use crate::control::{
-    Answer, CutReport, Envelope, Failure, FailureKind, Order, Phase, SavedReport, Undecided,
+    Answer, CutReport, Envelope, Failure, FailureKind, Order, Phase, SavedReport, Undecided, VmState,
 };
 use crate::guest::Prefix;
 
@@ -29,38 +32,12 @@ mod job;
 mod tests;
 
 use self::job::step_of;
-pub use self::job::{Job, Outcome, Step, phase_of};
+pub use self::job::{Command, Event, Job, Outcome, Step, phase_of};
 
 /// How long a prepared member waits for ARM: a little longer than the others may take to prepare.
 pub const PREPARED_LEASE: Duration = Duration::from_secs(450);
 /// How long an armed member, which drops uncoloured packets, waits for TAKE.
 pub const ARMED_LEASE: Duration = Duration::from_secs(10);
-
-/// What happens to a participant.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// An order came.
-    Order(Envelope, Order),
-    /// The job ended.
-    JobDone(Result<Outcome, Failure>),
-    /// The saving that began with the cut ended.
-    SaveDone(Result<SavedReport, Failure>),
-    /// The time asked for by [`Command::WakeAfter`] has passed.
-    Deadline,
-}
-
-/// What the shell has to do, in this order.
-#[derive(Debug, Clone, PartialEq, Hash)]
-pub enum Command {
-    /// Send to the coordinator.
-    Answer(Envelope, Answer),
-    /// Carry out, then report [`Event::JobDone`].
-    Do(Job),
-    /// Wait until the bytes of the cut are durable, then report [`Event::SaveDone`].
-    Save(Envelope),
-    /// Report [`Event::Deadline`] after this long, and forget any earlier wish; `None` only forgets.
-    WakeAfter(Option<Duration>),
-}
 
 /// Where a member stands; each variant owns what it needs.
 #[derive(Debug, Clone, PartialEq, Hash)]
@@ -166,7 +143,13 @@ impl Participant {
         let same_step = std::mem::discriminant(&step_of(&order)) == std::mem::discriminant(&job.step);
         let repeated = job.envelope.same_course(&envelope) && same_step;
         let abort = |waiting: &Option<(Envelope, Order)>| matches!(waiting, Some((of, Order::Abort(_))) if of.same_course(&envelope));
-        if repeated || abort(&self.decision) || abort(&self.mailbox) {
+        if repeated {
+            return;
+        }
+        if matches!(order, Order::Control(_)) {
+            return self.refuse_control(envelope);
+        }
+        if abort(&self.decision) || abort(&self.mailbox) {
             return;
         }
         let decides = matches!(order, Order::Commit(()) | Order::Abort(_));
@@ -179,7 +162,7 @@ impl Participant {
 
     /// Terms and incarnations fence orders of a dead coordinator and of before a restore.
     fn staleness(&self, envelope: &Envelope, order: &Order) -> Option<Failure> {
-        let harmless = matches!(order, Order::Delete(()) | Order::Verify(()));
+        let harmless = matches!(order, Order::Delete(()) | Order::Verify(()) | Order::Control(_));
         let restoring = harmless || matches!(order, Order::Poll(()) | Order::Restore(()) | Order::Start(_));
         // How a snapshot ended concerns its files, also where the instance has died since: then this is incarnation 0.
         let decides = self.incarnation == 0 && matches!(order, Order::Commit(()) | Order::Abort(_));
@@ -204,6 +187,7 @@ impl Participant {
             Order::Commit(()) | Order::Abort(_) => self.on_decision(envelope, &order),
             Order::Restore(()) => self.on_restore(envelope),
             Order::Start(members) => self.on_start(envelope, members),
+            Order::Control(_) if self.state != State::Idle => self.refuse_control(envelope),
             other => self.start(Job { envelope, step: step_of(&other) }),
         }
     }
@@ -373,13 +357,25 @@ impl Participant {
                 self.state = State::Idle;
                 Answer::Started(match outcome {
                     Outcome::Started(problems) => problems,
-                    Outcome::Done | Outcome::Cut(_) => Vec::new(),
+                    _ => Vec::new(),
                 })
             }
             (Step::Delete, _) => {
                 self.wait_on();
                 Answer::Deleted(())
             }
+            (Step::Control(_), Outcome::Controlled(done)) => {
+                // What was booted may be of another incarnation than what ran last; what has ended stays what it was.
+                if done.state != VmState::Stopped {
+                    self.incarnation = done.incarnation;
+                }
+                Answer::Controlled(done)
+            }
+            (Step::Control(_), _) => Answer::Refused(Failure::new(
+                FailureKind::Internal,
+                Phase::Control,
+                "it ended without a report",
+            )),
         };
         self.answer(envelope, answer);
     }
@@ -394,7 +390,7 @@ impl Participant {
             // legal in `Idle`; a member that stayed would refuse every later snapshot.
             Step::Restore | Step::Commit => self.state = State::Idle,
             Step::Poll | Step::Delete | Step::Verify => self.wait_on(),
-            Step::Clear | Step::Start(_) => {}
+            Step::Clear | Step::Start(_) | Step::Control(_) => {}
         }
     }
 
@@ -454,6 +450,20 @@ impl Participant {
 
     fn answer(&mut self, envelope: Envelope, answer: Answer) {
         self.commands.push(Command::Answer(envelope, answer));
+    }
+
+    fn refuse_control(&mut self, envelope: Envelope) {
+        let what = match self.open() {
+            Some(open) if matches!(self.state, State::Loaded(_)) => {
+                format!(
+                    "the restore of {} has not ended here; `unasnap restore {}` ends it",
+                    open.snapshot, open.snapshot
+                )
+            }
+            Some(open) => format!("{} is under way here; try again when it has ended", open.snapshot),
+            None => "something is under way here; try again when it has ended".to_owned(),
+        };
+        self.answer(envelope, Answer::Refused(Failure::new(FailureKind::Stale, Phase::Control, what)));
     }
 
     fn refuse(&mut self, envelope: Envelope, phase: Phase) {

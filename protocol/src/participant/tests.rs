@@ -3,6 +3,7 @@
 use super::*;
 use crate::control::Colouring;
 use crate::name::Name;
+use crate::power::{Controlled, Verb};
 
 fn envelope(snapshot: &str) -> Envelope {
     let name = |text: &str| Name::new(text).unwrap();
@@ -59,8 +60,16 @@ fn in_state(state: &str) -> Participant {
     participant
 }
 
+fn controlled(state: VmState, incarnation: u64) -> Controlled {
+    Controlled { state, incarnation, changed: true, note: String::new() }
+}
+
 fn outcome(step: &Step) -> Outcome {
-    if matches!(step, Step::Cut(_)) { Outcome::Cut(cut()) } else { Outcome::Done }
+    match step {
+        Step::Cut(_) => Outcome::Cut(cut()),
+        Step::Control(_) => Outcome::Controlled(controlled(VmState::Stopped, 0)),
+        _ => Outcome::Done,
+    }
 }
 
 /// Gives an order, lets every job succeed, and returns the answers.
@@ -100,7 +109,7 @@ fn answers(state: &str, order: Order) -> Vec<&'static str> {
 
 #[test]
 fn every_order_in_every_state() {
-    let table: [(Order, [&[&str]; 6]); 11] = [
+    let table: [(Order, [&[&str]; 6]); 12] = [
         (
             Order::Prepare(vec![]),
             [&["Prepared"], &["Prepared"], &["Refused"], &["Refused"], &["Refused"], &["Refused"]],
@@ -137,6 +146,10 @@ fn every_order_in_every_state() {
         ),
         (Order::Delete(()), [&["Deleted"]; 6]),
         (Order::Verify(()), [&["Ready"]; 6]),
+        (
+            Order::Control(Verb::Kill),
+            [&["Controlled"], &["Refused"], &["Refused"], &["Refused"], &["Refused"], &["Refused"]],
+        ),
     ];
     for (order, expected) in table {
         for (state, expected) in STATES.iter().zip(expected) {
@@ -395,5 +408,46 @@ fn a_poll_before_the_cut_does_not_end_the_lease() {
             let commands = participant.handle(Event::JobDone(result));
             assert!(commands.contains(&Command::WakeAfter(Some(lease))), "{state}: {commands:?}");
         }
+    }
+}
+
+/// It would be carried out when the operator was told long ago that it failed, perhaps in the middle of a snapshot.
+#[test]
+fn control_does_not_wait_for_a_job_to_end() {
+    let mut participant = in_state("idle");
+    participant.handle(Event::Order(envelope("s1"), Order::Prepare(vec![])));
+    let busy = participant.handle(Event::Order(envelope("s9"), Order::Control(Verb::Kill)));
+    let [Command::Answer(_, Answer::Refused(failure))] = &busy[..] else { panic!("{busy:?}") };
+    assert!(failure.phase == Phase::Control && failure.text.contains("s1 is under way"), "{failure}");
+    let done = participant.handle(Event::JobDone(Ok(Outcome::Done)));
+    assert_eq!(jobs(&done), []);
+    assert!(matches!(participant.state, State::Prepared(_)));
+}
+
+/// And a snapshot that is ordered during a control waits for it.
+#[test]
+fn prepare_waits_for_a_control() {
+    let mut participant = in_state("idle");
+    participant.handle(Event::Order(envelope("s9"), Order::Control(Verb::Stop)));
+    assert_eq!(participant.handle(Event::Order(envelope("s1"), Order::Prepare(vec![]))), []);
+    let done = participant.handle(Event::JobDone(Ok(Outcome::Controlled(controlled(VmState::Stopped, 0)))));
+    assert_eq!(jobs(&done), [Step::Prepare(vec![])]);
+}
+
+/// An agent that was started anew beside a dead VM knows incarnation 0; the VM goes on under that of its last run, and one
+/// that lost it is refused until it is restored.
+#[test]
+fn a_vm_that_is_booted_again_is_of_the_incarnation_that_it_says() {
+    for (booted, expected) in [(1, "Prepared"), (0, "Refused")] {
+        let mut participant = Participant::new(0);
+        participant.handle(Event::Order(envelope("s9"), Order::Control(Verb::Start)));
+        let done = Outcome::Controlled(controlled(VmState::Starting, booted));
+        let commands = participant.handle(Event::JobDone(Ok(done)));
+        assert_eq!(
+            settle(&mut participant, commands).iter().map(Answer::name).collect::<Vec<_>>(),
+            ["Controlled"]
+        );
+        let answers = obeyed(&mut participant, envelope("s1"), Order::Prepare(vec![]));
+        assert_eq!(answers.iter().map(Answer::name).collect::<Vec<_>>(), [expected], "{booted}");
     }
 }

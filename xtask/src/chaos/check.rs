@@ -17,9 +17,9 @@ use crate::process::text;
 const SETTLED: Duration = Duration::from_secs(45);
 
 /// Steps of the protocol, one of which a report must name.
-const PHASES: [&str; 12] = [
+const PHASES: [&str; 13] = [
     "PREPARE", "ARM", "TAKE", "SAVE", "CLEAR", "COMMIT", "ABORT", "POLL", "RESTORE", "START", "DELETE",
-    "VERIFY",
+    "VERIFY", "CONTROL",
 ];
 
 const WATCHING: &str = "add table bridge watch; delete table bridge watch; add table bridge watch; \
@@ -172,8 +172,8 @@ pub fn poor_words(row: &Row, words: &str) -> Option<String> {
     if !culprits.iter().any(|name| words.contains(name)) {
         return Some(format!("none of {culprits:?} is named"));
     }
-    // Without a connection no step was begun.
-    let not_begun = ["lost the coordinator", "cannot reach", "is not connected"];
+    // Without a connection no step was begun; a verb for single VMs has no steps.
+    let not_begun = ["lost the coordinator", "cannot reach", "is not connected", "`vm resume`"];
     let names_step =
         not_begun.iter().any(|text| words.contains(text)) || PHASES.iter().any(|phase| words.contains(phase));
     (!names_step).then(|| "no step is named".to_owned())

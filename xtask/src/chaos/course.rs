@@ -145,6 +145,7 @@ fn act(stage: &mut Stage<'_>, row: &Row) -> Result<Option<Asking>> {
         Course::Restore | Course::RestoreArmed => stage.begin(&["restore", newest]),
         Course::Delete => stage.begin(&["snapshot", "delete", oldest]),
         Course::Verify => stage.begin(&["snapshot", "verify", newest]),
+        Course::Control => stage.begin(&["vm", "resume", "*"]),
         Course::Begin => {
             stage.restart(row.victim)?;
             return Ok(None);

@@ -33,6 +33,8 @@ pub enum Course {
     Delete,
     /// Verifies the newest snapshot.
     Verify,
+    /// Resumes all VMs, which run.
+    Control,
     /// Starts the victim.
     Begin,
 }
@@ -74,7 +76,7 @@ pub struct Row {
 }
 
 /// Steps that no row reaches, and why.
-pub const NOT_REACHED: [(&str, &str); 8] = [
+pub const NOT_REACHED: [(&str, &str); 9] = [
     ("journal.host", "written when a host is new; `coordinator/tests` dies there"),
     ("journal.vms", "written when a VM is new; `coordinator/tests` dies there"),
     ("say.Goodbye", "only a host that is refused hears it"),
@@ -83,6 +85,10 @@ pub const NOT_REACHED: [(&str, &str); 8] = [
     ("qmp.query-version", "asked of a QEMU that is only probed"),
     ("qmp.query-machines", "asked of a QEMU that is only probed"),
     (
+        "qmp.system_powerdown",
+        "a VM that lost its RAM pays nobody any more; `host-agent/tests/qemu` presses the button",
+    ),
+    (
         "qmp.block-job-cancel",
         "needs a merge that is still busy at the next snapshot; the disks here are small",
     ),
@@ -90,7 +96,7 @@ pub const NOT_REACHED: [(&str, &str); 8] = [
 
 /// Who reaches a step and what has to go on for it. `None`: see [`NOT_REACHED`].
 fn place(group: &str, step: &str) -> Option<(Victim, Course)> {
-    use Course::{Begin, Delete, Merge, Refused, Restore, RestoreArmed, Take, Verify};
+    use Course::{Begin, Control, Delete, Merge, Refused, Restore, RestoreArmed, Take, Verify};
     use Victim::{Coordinator, Guest, Host};
     if NOT_REACHED.iter().any(|(name, _)| *name == format!("{group}.{step}")) {
         return None;
@@ -98,6 +104,8 @@ fn place(group: &str, step: &str) -> Option<(Victim, Course)> {
     Some(match (group, step) {
         ("journal", "term") | ("say", "Welcome" | "Incarnations") => (Coordinator, Begin),
         ("order", "Verify") => (Coordinator, Verify),
+        ("order", "Control") => (Coordinator, Control),
+        ("answer", "Controlled") => (Host(1), Control),
         ("journal", "aborted") | ("order", "Abort") => (Coordinator, Refused),
         ("journal", "loading") | ("order", "Poll" | "Restore" | "Start") => (Coordinator, Restore),
         ("journal", "deleting" | "removed") | ("order", "Delete") => (Coordinator, Delete),

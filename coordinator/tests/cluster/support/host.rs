@@ -10,11 +10,12 @@ use tokio::time::{interval, sleep};
 use unasnap_channel::{Identity, Writer, connect, steady_ns};
 use unasnap_protocol::control::{
     Answer, ClockReading, Colouring, CoordinatorSession, CutReport, Envelope, Failure, FailureKind, Hello,
-    HostSession, Inventory, Order, SavedReport, ToHost, Undecided, VmReport, VmState,
+    HostSession, Inventory, Order, Phase, SavedReport, ToHost, Undecided, VmReport, VmState,
 };
 use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::participant::{Command, Event, Outcome, Participant, Step, phase_of};
+use unasnap_protocol::power::{Controlled, Verb};
 
 use super::Cluster;
 
@@ -51,6 +52,8 @@ struct Shared {
     name: Name,
     colouring: Colouring,
     members: BTreeMap<Name, Participant>,
+    /// What the hypervisor would say; what is not here runs.
+    states: BTreeMap<Name, VmState>,
     /// VM and name of every order that came.
     orders: Vec<(String, &'static str)>,
     /// Order, fault, how often still.
@@ -83,6 +86,7 @@ impl Host {
             name: Name::new(name).unwrap(),
             colouring,
             members,
+            states: BTreeMap::new(),
             orders: Vec::new(),
             faults: Vec::new(),
             hold_saves: false,
@@ -241,7 +245,7 @@ impl Shared {
             memory_mb: 128,
             cpus: 1,
             addresses: vec![Prefix::V4([10, 0, 0, 1], 32)],
-            state: VmState::Running,
+            state: self.states.get(name).copied().unwrap_or(VmState::Running),
             colouring: self.colouring,
             colouring_note: String::new(),
             ram_way: "live".to_owned(),
@@ -323,8 +327,19 @@ impl Shared {
                 match command {
                     Command::Answer(envelope, answer) => answers.push((envelope, answer)),
                     Command::Do(job) => {
-                        let outcome = outcome(&job.step, colouring, now_ns, late_ns);
-                        next.extend(member.handle(Event::JobDone(Ok(outcome))));
+                        let state = self.states.entry(vm.clone()).or_insert(VmState::Running);
+                        let done = match &job.step {
+                            Step::Control(verb) => Ok(control(*verb, state, member.incarnation())),
+                            Step::Prepare(_) if *state != VmState::Running => {
+                                let text = format!("the VM is {state:?}, not running");
+                                Err(Failure::new(FailureKind::VmNotRunning, Phase::Prepare, text))
+                            }
+                            step => Ok(outcome(step, colouring, now_ns, late_ns)),
+                        };
+                        if matches!(done, Ok(Outcome::Started(_))) {
+                            *state = VmState::Running;
+                        }
+                        next.extend(member.handle(Event::JobDone(done)));
                     }
                     Command::Save(envelope) if self.hold_saves => self.held.push((vm.clone(), envelope)),
                     Command::Save(_) => next.extend(member.handle(Event::SaveDone(Ok(saved(now_ns))))),
@@ -335,6 +350,17 @@ impl Shared {
         }
         Some(answers)
     }
+}
+
+fn control(verb: Verb, state: &mut VmState, incarnation: u64) -> Outcome {
+    let wanted = match verb {
+        Verb::Start | Verb::Resume | Verb::Reset => VmState::Running,
+        Verb::Stop | Verb::Kill => VmState::Stopped,
+        Verb::Pause => VmState::Paused,
+    };
+    let changed = std::mem::replace(state, wanted) != wanted;
+    let note = if changed && verb == Verb::Start { "a new boot".to_owned() } else { String::new() };
+    Outcome::Controlled(Controlled { state: wanted, incarnation, changed, note })
 }
 
 fn outcome(step: &Step, colouring: Colouring, now_ns: u64, late_ns: u64) -> Outcome {

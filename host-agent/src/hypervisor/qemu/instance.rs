@@ -86,6 +86,9 @@ pub(super) struct Instance {
     /// Stopped because its host was cut off, and to stay so.
     #[serde(default)]
     pub fenced: bool,
+    /// Stopped by an operator, and to stay so.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// The layers of one disk.

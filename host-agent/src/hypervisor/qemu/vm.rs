@@ -14,7 +14,7 @@ use super::process::Process;
 use super::qmp::Qmp;
 use super::ram::{Saving, Taking};
 use super::urgency::Urgent;
-use super::{devices, disks, ram, tap};
+use super::{devices, disks, ram};
 use crate::store::files;
 use crate::store::manifest::{FileRole, RamWay, Saved, SavedFile};
 
@@ -27,9 +27,9 @@ const SLACK_BYTES: u64 = 8 << 20;
 #[derive(Debug)]
 pub(super) struct QemuVm {
     name: Name,
-    folder: VmFolder,
-    instance: Instance,
-    qmp: Qmp,
+    pub(super) folder: VmFolder,
+    pub(super) instance: Instance,
+    pub(super) qmp: Qmp,
     stage: Stage,
 }
 
@@ -227,7 +227,7 @@ impl QemuVm {
     }
 
     /// `cont`, again and again while a migration is tidying up.
-    async fn run_on(&self) -> Result<(), HypervisorError> {
+    pub(super) async fn run_on(&self) -> Result<(), HypervisorError> {
         let deadline = Instant::now() + RESUME_PATIENCE;
         loop {
             match self.qmp.execute("cont", json!({})).await {
@@ -340,25 +340,6 @@ impl QemuVm {
         disks::stop_merges(&self.qmp, self.name.as_str()).await?;
         disks::start_merges(&self.qmp, &self.instance.disks).await
     }
-
-    /// A paused VM is then as it should be.
-    fn stays_stopped(&self) -> bool {
-        self.instance.awaits_resume || self.instance.fenced
-    }
-
-    async fn do_fence(&mut self) -> Result<(), HypervisorError> {
-        self.instance.fenced = true;
-        self.instance.write(&self.folder)?;
-        self.qmp.execute("stop", json!({})).await.map(drop)
-    }
-
-    async fn do_resume(&mut self) -> Result<(), HypervisorError> {
-        tap::raise(&self.instance.taps).await?;
-        self.run_on().await?;
-        self.instance.awaits_resume = false;
-        self.instance.fenced = false;
-        self.instance.write(&self.folder)
-    }
 }
 
 impl Vm for QemuVm {
@@ -414,8 +395,24 @@ impl Vm for QemuVm {
         self.instance.fenced
     }
 
+    fn lift_fence(&mut self) -> Pending<'_, ()> {
+        Box::pin(self.do_lift_fence())
+    }
+
     fn resume(&mut self) -> Pending<'_, ()> {
         Box::pin(self.do_resume())
+    }
+
+    fn pause(&mut self) -> Pending<'_, ()> {
+        Box::pin(self.do_pause())
+    }
+
+    fn awaits_resume(&self) -> bool {
+        self.instance.awaits_resume
+    }
+
+    fn press_power(&mut self) -> Pending<'_, ()> {
+        Box::pin(self.do_press_power())
     }
 }
 
