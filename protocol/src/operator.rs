@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::{Colouring, CutReport, Failure, Phase, SavedReport, VmState};
 use crate::guest::Epoch;
 use crate::name::Name;
-use crate::power::{ControlReport, ControlRequest};
+use crate::power::{ControlReport, ControlRequest, PauseReport};
 
 /// Longest time between two replies to one request, seconds.
 pub const MAX_SILENCE_S: u64 = 15;
@@ -42,6 +42,10 @@ messages! {
         166 => Verify(Name),
         /// Start, stop, pause, resume or reset VMs. `Progress`, then `Controlled`.
         167 => Control(ControlRequest),
+        /// Take a snapshot of this deployment, then power it off. `Progress`, then `Paused`.
+        168 => Pause(Name),
+        /// Restore the snapshot in which this deployment was paused. `Progress`, then `Restored`, or `Runs`.
+        169 => Resume(Name),
     }
 }
 
@@ -64,6 +68,10 @@ messages! {
         182 => Verified(VerifyReport),
         /// What became of it at each VM.
         183 => Controlled(ControlReport),
+        /// The deployment is saved, and this became of powering it off.
+        184 => Paused(PauseReport),
+        /// All of this deployment runs: there is nothing to resume.
+        185 => Runs(Name),
         /// The request was not carried out.
         191 => Failed(RequestError),
     }

@@ -17,7 +17,7 @@ pub enum Role {
 }
 
 /// Number of each [`Request`] and the least role that may ask it. The only place that says so.
-const NEEDED: [(u16, Role); 8] = [
+const NEEDED: [(u16, Role); 10] = [
     (160, Role::View),    // Status
     (161, Role::Operate), // Take
     (162, Role::View),    // List
@@ -26,6 +26,8 @@ const NEEDED: [(u16, Role); 8] = [
     (165, Role::Operate), // Restore
     (166, Role::Operate), // Verify
     (167, Role::Operate), // Control
+    (168, Role::Operate), // Pause
+    (169, Role::Operate), // Resume
 ];
 
 impl Role {
@@ -96,6 +98,8 @@ mod tests {
             (Request::Delete(name()), Role::Admin),
             (Request::Verify(name()), Role::Operate),
             (Request::Control(control()), Role::Operate),
+            (Request::Pause(name()), Role::Operate),
+            (Request::Resume(name()), Role::Operate),
         ];
         for (request, role) in needed {
             assert_eq!(request.needed_role(), role, "{}", request.name());

@@ -240,6 +240,8 @@ fn requests() {
                 verb: Verb::Start,
                 vms: vec![Pattern::new("ring-*").unwrap()].try_into().unwrap(),
             }),
+            Request::Pause(name("ring")),
+            Request::Resume(name("ring")),
         ]
     );
 }
@@ -364,6 +366,12 @@ fn replies() {
             Reply::Status(Box::new(status())),
             Reply::Verified(verified),
             Reply::Controlled(ControlReport { verb: Verb::Stop, vms: vec![controlled()] }),
+            Reply::Paused(PauseReport {
+                deployment: name("ring"),
+                snapshot: name("ring-000004"),
+                vms: vec![controlled()],
+            }),
+            Reply::Runs(name("ring")),
             Reply::Failed(RequestError::new(RequestErrorKind::Refused, "why")),
         ]
     );

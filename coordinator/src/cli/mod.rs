@@ -2,6 +2,7 @@
 
 mod files;
 mod output;
+mod pause;
 mod pki;
 mod progress;
 mod restore;
@@ -47,6 +48,16 @@ enum Command {
     Restore {
         /// The snapshot [default: the newest usable one]
         id: Option<Name>,
+    },
+    /// Take a snapshot of a deployment, and when that is committed power all its VMs off
+    Pause {
+        /// The deployment
+        deployment: Name,
+    },
+    /// Bring a paused deployment back
+    Resume {
+        /// The deployment
+        deployment: Name,
     },
     /// Show which files a VM at a snapshot consists of, and which of them a restore elsewhere needs
     Files {
@@ -243,6 +254,8 @@ async fn ask(command: Command, config: &ClientConfig, json: bool) -> Result<()> 
         Command::Snapshot(Snapshot::Show { id }) => snapshot::show(config, id, json).await,
         Command::Snapshot(Snapshot::Verify { id }) => snapshot::verify(config, id, json).await,
         Command::Snapshot(Snapshot::Delete { id }) => snapshot::delete(config, id, json).await,
+        Command::Pause { deployment } => pause::pause(config, deployment, json).await,
+        Command::Resume { deployment } => pause::resume(config, deployment, json).await,
         Command::Restore { id } => restore::restore(config, id, json).await,
         Command::Pki(_) | Command::Coordinator | Command::Files { .. } => Ok(()),
     }

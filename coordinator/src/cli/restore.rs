@@ -27,6 +27,11 @@ pub async fn restore(config: &ClientConfig, id: Option<Name>, json: bool) -> Res
         }
     };
     lines.clear();
+    print(restore, json)
+}
+
+/// Prints who runs where.
+pub fn print(restore: RestoreReport, json: bool) -> Result<()> {
     for warning in &restore.warnings {
         eprintln!("warning: {warning}");
     }

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 use unasnap_protocol::control::{Answer, Envelope, FailureKind, Order, Phase};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Progress, Reply, RequestError, RequestErrorKind};
-use unasnap_protocol::power::{ControlReport, ControlRequest, Controlled, ControlledVm, Verb};
+use unasnap_protocol::power::{ControlReport, ControlRequest, Controlled, ControlledVm, PauseReport, Verb};
 
-use super::journal::KnownVm;
+use super::journal::{KnownVm, Result};
 use super::owner::{Owner, Watchers, tell};
 
 /// For a host's answer: longer than a host gives itself.
@@ -25,6 +25,8 @@ pub struct Controlling {
     began: Instant,
     vms: BTreeMap<Name, Place>,
     found: BTreeMap<Name, ControlledVm>,
+    /// The deployment that is being paused, and its snapshot.
+    pausing: Option<(Name, Name)>,
     watchers: Watchers,
 }
 
@@ -81,15 +83,22 @@ impl Controlling {
 
 impl Owner {
     /// `vm start` and the like.
-    pub(super) fn control(&mut self, request: &ControlRequest, replies: mpsc::Sender<Reply>) {
+    pub(super) fn control(&mut self, request: &ControlRequest, replies: mpsc::Sender<Reply>) -> Result<()> {
         match self.meant(request) {
-            Ok(vms) => self.open_controlling(request.verb, vms, vec![replies]),
+            Ok(vms) => {
+                let of = |vm: &Name| self.journal.vms().get(vm).map(|known| known.deployment.clone());
+                for deployment in vms.iter().filter_map(of).collect::<BTreeSet<_>>() {
+                    self.forget_stale_pause(&deployment)?;
+                }
+                self.open_controlling(request.verb, vms, vec![replies], None);
+            }
             Err(error) => tell(&vec![replies], &Reply::Failed(error)),
         }
+        Ok(())
     }
 
     /// The VMs that the patterns mean. A pattern that means none is a mistake, and then nothing is done.
-    fn meant(&self, request: &ControlRequest) -> Result<BTreeSet<Name>, RequestError> {
+    fn meant(&self, request: &ControlRequest) -> std::result::Result<BTreeSet<Name>, RequestError> {
         let mut vms = BTreeSet::new();
         for pattern in request.vms.as_slice() {
             let known = self.journal.vms().keys().filter(|vm| pattern.matches(vm));
@@ -105,7 +114,14 @@ impl Owner {
         Ok(vms)
     }
 
-    fn open_controlling(&mut self, verb: Verb, vms: BTreeSet<Name>, watchers: Watchers) {
+    /// `pausing` is the deployment that is being paused, and its snapshot.
+    pub(super) fn open_controlling(
+        &mut self,
+        verb: Verb,
+        vms: BTreeSet<Name>,
+        watchers: Watchers,
+        pausing: Option<(Name, Name)>,
+    ) {
         self.controls += 1;
         // No snapshot is called so: their names end in digits. That of an earlier coordinator's has another term.
         let id = format!("control-{}-{}-vm", self.journal.term(), self.controls);
@@ -121,6 +137,7 @@ impl Owner {
             began: now,
             vms: placed.collect(),
             found: BTreeMap::new(),
+            pausing,
             watchers,
         };
         for vm in controlling.vms.keys().cloned().collect::<Vec<_>>() {
@@ -136,6 +153,11 @@ impl Owner {
             if let Some(what) = self.open_course(deployment) {
                 let why =
                     format!("{what} of deployment {deployment} is under way; try again when it has ended");
+                controlling.fail(&vm, why, false);
+            } else if let Some(id) = self.paused_in(deployment).filter(|_| verb == Verb::Start) {
+                let why = format!(
+                    "its deployment {deployment} is paused in {id}; `unasnap resume {deployment}` brings all of it back"
+                );
                 controlling.fail(&vm, why, false);
             } else if !self.registry.order(host, &envelope, &Order::Control(verb)) {
                 let why = format!("its host {host} is not connected; start the host agent there");
@@ -158,7 +180,7 @@ impl Owner {
         match answer {
             Answer::Controlled(done) => {
                 // The next inventory comes within a second; who asks before is to see it, too.
-                self.registry.set_state(host, vm, done);
+                self.registry.set_state(host, vm, done.state, done.incarnation);
                 controlling.enter(vm, done);
             }
             Answer::Refused(failure) => {
@@ -207,10 +229,14 @@ impl Owner {
 
     fn end_controlling_if_complete(&mut self, id: &Name) {
         if self.controllings.get(id).is_some_and(|controlling| controlling.awaited().next().is_none())
-            && let Some(Controlling { verb, found, watchers, .. }) = self.controllings.remove(id)
+            && let Some(Controlling { verb, found, pausing, watchers, .. }) = self.controllings.remove(id)
         {
-            let report = ControlReport { verb, vms: found.into_values().collect() };
-            tell(&watchers, &Reply::Controlled(report));
+            let vms = found.into_values().collect();
+            let reply = match pausing {
+                Some((deployment, snapshot)) => Reply::Paused(PauseReport { deployment, snapshot, vms }),
+                None => Reply::Controlled(ControlReport { verb, vms }),
+            };
+            tell(&watchers, &reply);
         }
     }
 }

@@ -57,7 +57,13 @@ impl Owner {
         let Some(stored) = self.journal.snapshots().get(id) else {
             return Err(RequestError::new(RequestErrorKind::NotFound, no_snapshot(id)));
         };
-        match self.open_course(&stored.record.deployment) {
+        let deployment = &stored.record.deployment;
+        if self.paused_in(deployment).as_ref() == Some(id) {
+            let text =
+                format!("deployment {deployment} is paused in {id}; `unasnap resume {deployment}` first");
+            return Err(RequestError::new(RequestErrorKind::Refused, text));
+        }
+        match self.open_course(deployment) {
             Some(what) => {
                 let text = format!("{what} is under way; delete {id} when it has ended");
                 Err(RequestError::new(RequestErrorKind::Refused, text))

@@ -8,6 +8,7 @@
 //! | `snapshots` | id | [`Stored`], JSON |
 //! | `vms` | name | [`KnownVm`], JSON |
 //! | `hosts` | name | [`KnownHost`], JSON |
+//! | `paused` | deployment | the snapshot that brings it back, JSON |
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,6 +31,7 @@ const DEPLOYMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("deployme
 const SNAPSHOTS: TableDefinition<&str, &[u8]> = TableDefinition::new("snapshots");
 const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 const HOSTS: TableDefinition<&str, &[u8]> = TableDefinition::new("hosts");
+const PAUSED: TableDefinition<&str, &[u8]> = TableDefinition::new("paused");
 
 /// Version of the tables and their JSON.
 const SCHEMA: u64 = 1;
@@ -62,6 +64,7 @@ pub struct Journal {
     snapshots: BTreeMap<Name, Stored>,
     vms: BTreeMap<Name, KnownVm>,
     hosts: BTreeMap<Name, KnownHost>,
+    paused: BTreeMap<Name, Name>,
 }
 
 fn store(error: impl Into<redb::Error>) -> JournalError {
@@ -76,8 +79,9 @@ impl Journal {
         let read = database.begin_read().map_err(store)?;
         let (deployments, snapshots) = (load(&read, DEPLOYMENTS)?, load(&read, SNAPSHOTS)?);
         let (vms, hosts) = (load(&read, VMS)?, load(&read, HOSTS)?);
+        let paused = load(&read, PAUSED)?;
         drop(read);
-        Ok(Self { database, term, deployments, snapshots, vms, hosts })
+        Ok(Self { database, term, deployments, snapshots, vms, hosts, paused })
     }
 
     /// Counts the starts of the coordinator.
@@ -148,6 +152,24 @@ impl Journal {
         Ok(())
     }
 
+    /// The snapshot in which a deployment was paused.
+    pub fn paused(&self, deployment: &Name) -> Option<&Name> {
+        self.paused.get(deployment)
+    }
+
+    /// A deployment is paused in this snapshot, or not any more.
+    pub fn set_paused(&mut self, deployment: &Name, snapshot: Option<Name>) -> Result<()> {
+        self.write("paused", |write| match &snapshot {
+            Some(id) => put(write, PAUSED, deployment, id),
+            None => remove(write, PAUSED, deployment),
+        })?;
+        match snapshot {
+            Some(id) => self.paused.insert(deployment.clone(), id),
+            None => self.paused.remove(deployment),
+        };
+        Ok(())
+    }
+
     /// Enters a host.
     pub fn know_host(&mut self, name: &Name, host: KnownHost) -> Result<()> {
         if self.hosts.get(name) == Some(&host) {
@@ -203,7 +225,7 @@ fn begin_term(database: &Database) -> Result<u64> {
         let term = meta.get("term").map_err(store)?.map_or(0, |value| value.value()) + 1;
         meta.insert("schema", SCHEMA).map_err(store)?;
         meta.insert("term", term).map_err(store)?;
-        for table in [DEPLOYMENTS, SNAPSHOTS, VMS, HOSTS] {
+        for table in [DEPLOYMENTS, SNAPSHOTS, VMS, HOSTS, PAUSED] {
             write.open_table(table).map_err(store)?;
         }
         term

@@ -22,6 +22,7 @@
 //! | `restoring` | carries out the restore's state machine |
 //! | `verifying` | compares files of snapshots with their digests |
 //! | `controlling` | starts, stops, pauses, resumes and resets VMs |
+//! | `pausing` | saves a whole deployment and powers it off, and brings it back |
 //! | `deleting` | removes files of snapshots |
 //! | `journal` | what outlives the coordinator |
 //! | `registry` | who is connected |
@@ -35,6 +36,7 @@ mod hosts;
 mod journal;
 mod outbox;
 mod owner;
+mod pausing;
 mod planning;
 mod registry;
 mod requests;

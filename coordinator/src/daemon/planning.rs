@@ -65,7 +65,7 @@ impl Owner {
         Ok(Stored { record, incarnation, addresses, closed: false, undeleted: Vec::new() })
     }
 
-    fn choose_deployment(&self, wanted: Option<Name>) -> Result<Name> {
+    pub(super) fn choose_deployment(&self, wanted: Option<Name>) -> Result<Name> {
         let known: BTreeSet<_> = self.journal.vms().values().map(|vm| &vm.deployment).collect();
         let known: Vec<_> = known.into_iter().collect();
         let list = known.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");

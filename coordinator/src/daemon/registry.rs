@@ -5,10 +5,9 @@ use std::io;
 
 use jiff::Timestamp;
 use unasnap_fault_points::around;
-use unasnap_protocol::control::{CoordinatorSession, Envelope, Inventory, Order, VmReport};
+use unasnap_protocol::control::{CoordinatorSession, Envelope, Inventory, Order, VmReport, VmState};
 use unasnap_protocol::coordinator::clock::{HostClock, Reading};
 use unasnap_protocol::name::Name;
-use unasnap_protocol::power::Controlled;
 
 use super::outbox::Outbox;
 
@@ -77,11 +76,11 @@ impl Registry {
     }
 
     /// A VM stands as its host has just answered.
-    pub fn set_state(&mut self, name: &Name, vm: &Name, done: &Controlled) {
+    pub fn set_state(&mut self, name: &Name, vm: &Name, state: VmState, incarnation: u64) {
         let host = self.hosts.get_mut(name);
         let report = host.and_then(|host| host.inventory.vms.iter_mut().find(|report| report.name == *vm));
         if let Some(report) = report {
-            (report.state, report.incarnation) = (done.state, done.incarnation);
+            (report.state, report.incarnation) = (state, incarnation);
         }
     }
 

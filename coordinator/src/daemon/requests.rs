@@ -17,10 +17,12 @@ impl Owner {
     /// Answers, or begins what will answer.
     pub(super) fn on_request(&mut self, request: Request, replies: mpsc::Sender<Reply>) -> Result<()> {
         match request {
-            Request::Take(deployment) => return self.take(deployment, replies),
+            Request::Take(deployment) => return self.take(deployment, replies, false),
+            Request::Pause(deployment) => return self.pause(deployment, replies),
+            Request::Resume(deployment) => return self.resume(deployment, replies),
             Request::Restore(id) => return self.restore(id, replies),
             Request::Verify(id) => return self.verify(id, replies),
-            Request::Control(request) => self.control(&request, replies),
+            Request::Control(request) => return self.control(&request, replies),
             Request::Delete(id) => return self.delete(&id, replies),
             Request::Status(()) => tell(&vec![replies], &Reply::Status(Box::new(self.status()))),
             Request::Show(id) => match self.journal.snapshots().get(&id) {

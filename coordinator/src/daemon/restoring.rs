@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Phase};
+use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Phase, VmState};
 use unasnap_protocol::coordinator::restore::{Decision, Limits, Restore, epoch_for};
 use unasnap_protocol::coordinator::{Command, Event};
 use unasnap_protocol::guest::Epoch;
@@ -273,8 +273,7 @@ impl Owner {
                     restoring.deadline = now + limit;
                 }
                 Command::Finished(result) => {
-                    self.finish_restoring(deployment, result);
-                    return Ok(());
+                    return self.finish_restoring(deployment, result);
                 }
             }
         }
@@ -293,10 +292,23 @@ impl Owner {
         self.restoring_event(deployment, Event::Answer(vm, Answer::Refused(failure)))
     }
 
-    fn finish_restoring(&mut self, deployment: &Name, result: std::result::Result<(), Failure>) {
-        let Some(restoring) = self.restorings.remove(deployment) else { return };
+    fn finish_restoring(
+        &mut self,
+        deployment: &Name,
+        result: std::result::Result<(), Failure>,
+    ) -> Result<()> {
+        let Some(restoring) = self.restorings.remove(deployment) else { return Ok(()) };
         let reply = match result {
-            Ok(()) => Reply::Restored(restoring.report()),
+            Ok(()) => {
+                // As for a single VM that was started: whoever asks at once is to see it.
+                for (vm, host) in &restoring.hosts {
+                    self.registry.set_state(host, vm, VmState::Running, restoring.incarnation);
+                }
+                if self.journal.paused(deployment).is_some() {
+                    self.journal.set_paused(deployment, None)?;
+                }
+                Reply::Restored(restoring.report())
+            }
             Err(failure) => {
                 let id = &restoring.id;
                 tracing::warn!("the restore of {id} failed in {failure}");
@@ -307,6 +319,7 @@ impl Owner {
             }
         };
         tell(&restoring.watchers, &reply);
+        Ok(())
     }
 }
 

@@ -28,15 +28,17 @@ pub struct Taking {
     pub deadline: Instant,
     clocks: Clocks,
     watchers: Watchers,
+    /// Is the deployment to be powered off when it is committed?
+    pauses: bool,
     /// A restore that waits for the end.
     then: Option<(Name, mpsc::Sender<Reply>)>,
 }
 
 impl Taking {
-    fn new(machine: Snapshot, stored: Stored, watchers: Watchers) -> Self {
+    fn new(machine: Snapshot, stored: Stored, watchers: Watchers, pauses: bool) -> Self {
         let hosts = stored.places();
         let (deadline, clocks) = (Instant::now(), Clocks::default());
-        Self { machine, stored, hosts, deadline, clocks, watchers, then: None }
+        Self { machine, stored, hosts, deadline, clocks, watchers, pauses, then: None }
     }
 
     /// Does an answer under this envelope from this host belong here?
@@ -152,8 +154,13 @@ impl Taking {
 }
 
 impl Owner {
-    /// `snapshot take`.
-    pub(super) fn take(&mut self, deployment: Option<Name>, replies: mpsc::Sender<Reply>) -> Result<()> {
+    /// `snapshot take`, and the first half of a pause.
+    pub(super) fn take(
+        &mut self,
+        deployment: Option<Name>,
+        replies: mpsc::Sender<Reply>,
+        pauses: bool,
+    ) -> Result<()> {
         let stored = match self.plan(deployment) {
             Ok(stored) => stored,
             Err(error) => {
@@ -164,7 +171,7 @@ impl Owner {
         let members: BTreeSet<_> = stored.places().into_keys().collect();
         let (machine, commands) =
             Snapshot::begin_with(self.fault, &members, &stored.addresses, Limits::default());
-        self.open_taking(Taking::new(machine, stored, vec![replies]), commands)
+        self.open_taking(Taking::new(machine, stored, vec![replies], pauses), commands)
     }
 
     /// What is under way for a deployment, in words.
@@ -196,7 +203,7 @@ impl Owner {
             } else {
                 Snapshot::abort_after_crash(&members, Limits::default())
             };
-            self.open_taking(Taking::new(machine, stored, Vec::new()), commands)?;
+            self.open_taking(Taking::new(machine, stored, Vec::new(), false), commands)?;
         }
         Ok(())
     }
@@ -316,7 +323,19 @@ impl Owner {
     fn finish_taking(&mut self, deployment: &Name, result: std::result::Result<(), Failure>) -> Result<()> {
         let Some(taking) = self.takings.remove(deployment) else { return Ok(()) };
         match result {
+            Ok(()) if taking.pauses && taking.then.is_none() => {
+                let id = taking.stored.record.id;
+                self.journal.set_paused(deployment, Some(id.clone()))?;
+                self.power_off(deployment.clone(), id, taking.watchers);
+            }
+            Ok(()) if taking.pauses => {
+                let id = &taking.stored.record.id;
+                let text =
+                    format!("{deployment} is saved in {id} and runs on: a restore was asked for meanwhile");
+                tell(&taking.watchers, &Reply::Failed(RequestError::new(RequestErrorKind::Refused, text)));
+            }
             Ok(()) => {
+                self.forget_stale_pause(deployment)?;
                 tell(&taking.watchers, &Reply::Record(Box::new(taking.stored.record)));
                 tell(&taking.watchers, &Reply::End(()));
             }

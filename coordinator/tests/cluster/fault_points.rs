@@ -15,6 +15,7 @@ enum Course {
     Delete,
     Verify,
     Control,
+    Pause,
 }
 
 /// In which course a step is taken; `None` for the end of a connection, which is no decision.
@@ -26,6 +27,7 @@ fn course(step: &str) -> Option<Course> {
         "loading" | "Poll" | "Restore" | "Start" => Course::Restore,
         "Verify" => Course::Verify,
         "Control" => Course::Control,
+        "paused" => Course::Pause,
         "deleting" | "removed" | "Delete" => Course::Delete,
         _ => Course::Take,
     })
@@ -62,6 +64,7 @@ fn die_and_recover(cluster: &mut Cluster, hosts: &[Host; 2], point: &str, course
         Course::Delete => &["snapshot", "delete", &newest],
         Course::Verify => &["snapshot", "verify", &newest],
         Course::Control => &["vm", "reset", "*"],
+        Course::Pause => &["pause", "ring"],
     };
     wait_until(&format!("the coordinator dies at {point}"), || {
         cluster.has_died() || {

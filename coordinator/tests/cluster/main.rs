@@ -11,5 +11,6 @@ mod courses;
 mod crashes;
 mod fault_points;
 mod limits;
+mod pauses;
 mod support;
 mod trust;

@@ -45,6 +45,7 @@ pub const GROUPS: &[Group] = &[
             "loading",
             "deleting",
             "removed",
+            "paused",
         ],
     },
     Group {

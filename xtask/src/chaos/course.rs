@@ -9,6 +9,7 @@ use super::check::poor_words;
 use super::stage::{Asking, Stage};
 use super::table::{Blow, Course, Row, Victim};
 use super::traffic::Gap;
+use crate::lab::cluster::DEPLOYMENT;
 
 /// For the armed point to be reached.
 const REACHED: Duration = Duration::from_secs(60);
@@ -145,6 +146,7 @@ fn act(stage: &mut Stage<'_>, row: &Row) -> Result<Option<Asking>> {
         Course::Restore | Course::RestoreArmed => stage.begin(&["restore", newest]),
         Course::Delete => stage.begin(&["snapshot", "delete", oldest]),
         Course::Verify => stage.begin(&["snapshot", "verify", newest]),
+        Course::Pause => stage.begin(&["pause", DEPLOYMENT]),
         Course::Control => stage.begin(&["vm", "resume", "*"]),
         Course::Begin => {
             stage.restart(row.victim)?;

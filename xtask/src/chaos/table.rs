@@ -35,6 +35,8 @@ pub enum Course {
     Verify,
     /// Resumes all VMs, which run.
     Control,
+    /// Pauses the deployment.
+    Pause,
     /// Starts the victim.
     Begin,
 }
@@ -96,7 +98,7 @@ pub const NOT_REACHED: [(&str, &str); 9] = [
 
 /// Who reaches a step and what has to go on for it. `None`: see [`NOT_REACHED`].
 fn place(group: &str, step: &str) -> Option<(Victim, Course)> {
-    use Course::{Begin, Control, Delete, Merge, Refused, Restore, RestoreArmed, Take, Verify};
+    use Course::{Begin, Control, Delete, Merge, Pause, Refused, Restore, RestoreArmed, Take, Verify};
     use Victim::{Coordinator, Guest, Host};
     if NOT_REACHED.iter().any(|(name, _)| *name == format!("{group}.{step}")) {
         return None;
@@ -104,6 +106,7 @@ fn place(group: &str, step: &str) -> Option<(Victim, Course)> {
     Some(match (group, step) {
         ("journal", "term") | ("say", "Welcome" | "Incarnations") => (Coordinator, Begin),
         ("order", "Verify") => (Coordinator, Verify),
+        ("journal", "paused") => (Coordinator, Pause),
         ("order", "Control") => (Coordinator, Control),
         ("answer", "Controlled") => (Host(1), Control),
         ("journal", "aborted") | ("order", "Abort") => (Coordinator, Refused),

@@ -59,9 +59,16 @@ fn everything_survives_a_start() {
     journal.know_vms(&name("h1"), [(name("vm1"), vm("h1")), (name("vm2"), vm("h1"))].into()).unwrap();
     journal.know_vms(&name("h2"), [(name("vm3"), vm("h2"))].into()).unwrap();
     journal.know_vms(&name("h1"), [(name("vm2"), vm("h1"))].into()).unwrap();
+    journal.set_paused(&name("ring"), Some(name("ring-000001"))).unwrap();
+    journal.set_paused(&name("web"), Some(name("web-000001"))).unwrap();
+    journal.set_paused(&name("web"), None).unwrap();
     drop(journal);
 
     let mut journal = open(&folder);
+    assert_eq!(
+        (journal.paused(&name("ring")), journal.paused(&name("web"))),
+        (Some(&name("ring-000001")), None)
+    );
     assert_eq!(journal.snapshots().values().collect::<Vec<_>>(), [&stored(1, SnapshotState::Committed)]);
     assert_eq!(journal.hosts().keys().collect::<Vec<_>>(), [&name("h1")]);
     assert_eq!(journal.vms().keys().collect::<Vec<_>>(), [&name("vm2"), &name("vm3")]);
