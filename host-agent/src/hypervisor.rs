@@ -24,6 +24,8 @@ use unasnap_protocol::name::Name;
 use crate::definition::VmDefinition;
 use crate::store::manifest::{Facts, Manifest, Saved};
 
+mod base_image;
+mod process;
 pub mod qemu;
 
 /// What every asynchronous method of a driver returns.

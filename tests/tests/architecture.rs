@@ -24,6 +24,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "unasnap-channel",
             "unasnap-guest-ebpf",
             "unasnap-loader",
+            "unasnap-files",
         ],
     ),
     ("host-agent/files", &["unasnap-protocol"]),

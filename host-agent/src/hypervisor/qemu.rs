@@ -7,7 +7,6 @@
 //! | `config` | its part of the configuration |
 //! | `console` | keeps what guests write small |
 //! | `instance` | what is remembered between two lives of the host agent |
-//! | `process` | processes that outlive their parent |
 //! | `qmp` | the monitor protocol |
 //! | `vm` | one living instance: prepare, cut, save, discard |
 //! | `buttons` | what an operator does to it: pause, resume, power |
@@ -28,10 +27,10 @@ use unasnap_protocol::name::Name;
 use self::command::{BINARY, Begin};
 pub use self::config::QemuConfig;
 use self::instance::{Chain, Instance, VmFolder};
-use self::process::Process;
 use self::qmp::Qmp;
 use self::urgency::Urgent;
 use self::vm::QemuVm;
+use super::process::Process;
 use super::{Hypervisor, HypervisorError, Pending, SavedVm, Vm};
 use crate::definition::VmDefinition;
 use crate::fault_point;
@@ -47,7 +46,6 @@ mod disks;
 mod guest_ram;
 mod instance;
 mod probe;
-mod process;
 mod qmp;
 mod ram;
 mod tap;

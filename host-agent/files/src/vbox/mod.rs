@@ -55,6 +55,15 @@ pub fn track(path: &Path, snapshot: Option<&str>) -> Result<FileReport, FilesErr
     Ok(report(&folder, &settings, target, listing))
 }
 
+/// The UUID, without braces, of the machine that `path`, a `.vbox`, describes; names of machines are not unique.
+///
+/// # Errors
+/// The `.vbox` cannot be read or understood, or has none.
+pub fn machine_uuid(path: &Path) -> Result<String, FilesError> {
+    let uuid = Settings::read(path)?.uuid;
+    uuid.map(|uuid| uuid.plain()).ok_or_else(|| FilesError::damaged(path, "its machine has no UUID"))
+}
+
 fn report(folder: &Path, settings: &Settings, target: Option<usize>, listing: Listing) -> FileReport {
     let node = |snapshot: &settings::Snapshot| SnapshotNode {
         id: snapshot.uuid.plain(),

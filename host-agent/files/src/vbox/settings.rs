@@ -24,6 +24,8 @@ const OLDEST: (u32, u32) = (1, 11);
 /// What a `.vbox` says, as far as files go.
 #[derive(Debug, Default)]
 pub struct Settings {
+    /// The machine's UUID.
+    pub uuid: Option<Uuid>,
     /// The machine's name.
     pub name: String,
     /// Relative to the `.vbox`, or absolute.
@@ -239,6 +241,7 @@ impl<'a> Parser<'a> {
 
     fn open_machine(&mut self, element: &BytesStart<'_>) -> Result<Frame, FilesError> {
         self.machines += 1;
+        self.settings.uuid = self.attribute(element, "uuid")?.and_then(|text| Uuid::parse(&text));
         self.settings.name = self.attribute(element, "name")?.unwrap_or_default();
         let folder = self.attribute(element, "snapshotFolder")?;
         self.settings.snapshot_folder = folder.unwrap_or_else(|| "Snapshots".to_owned());

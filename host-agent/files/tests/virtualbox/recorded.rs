@@ -160,3 +160,14 @@ fn missing_files_are_told_if_they_are_needed() {
     let left_out = other.not_needed.iter().find(|file| file.path.contains("13-09")).unwrap();
     assert_eq!(left_out.why, "belongs to S2 only; it is not there");
 }
+
+#[test]
+fn a_machine_is_known_by_its_uuid() {
+    let folder = recorded("moved", "run.vbox");
+    let uuid = unasnap_files::vbox::machine_uuid(&folder.path("run.vbox")).unwrap();
+    assert_eq!(uuid, "e21aff55-075a-48d2-97a4-ef0c56e67c2d");
+    let text = data("moved.vbox").replace("uuid=\"{e21aff55-075a-48d2-97a4-ef0c56e67c2d}\" name", "name");
+    folder.write("run.vbox", text);
+    let error = unasnap_files::vbox::machine_uuid(&folder.path("run.vbox")).unwrap_err().to_string();
+    assert!(error.contains("its machine has no UUID"), "{error}");
+}

@@ -3,20 +3,19 @@
 //! The operator's image is only ever read. Above it stands a chain of qcow2 layers in the VM's disks folder;
 //! all but the last are frozen and may be shared, by hard links, with any number of snapshots.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::super::HypervisorError;
+use super::super::{HypervisorError, base_image};
 use super::command::{disk_id, node};
 use super::instance::{Chain, Layer, VmFolder};
 use super::qmp::{Command, Qmp};
 use super::tool::run;
 use crate::definition::Disk;
 use crate::store::files;
-use crate::store::manifest::{BaseImage, FileRole, Manifest};
+use crate::store::manifest::{FileRole, Manifest};
 
 /// Chains longer than this many layers are merged: each layer makes a cut and every read slower.
 const MAX_LAYERS: usize = 8;
@@ -29,7 +28,7 @@ pub(super) async fn new_chain(
     disk: &Disk,
     folder: &VmFolder,
 ) -> Result<Chain, HypervisorError> {
-    let base = describe_base(&disk.image)?;
+    let base = base_image::describe(&disk.image)?;
     let layer = Layer::new(index, 0);
     create_layer(&layer, &base.path.to_string_lossy(), folder).await?;
     Ok(Chain { base, layers: vec![layer], next: None })
@@ -47,13 +46,6 @@ pub(super) async fn create_layer(
     run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, &path.to_string_lossy()])
         .await?;
     Ok(())
-}
-
-/// What the file system says about an operator's image; the digest stays empty.
-fn describe_base(path: &Path) -> Result<BaseImage, HypervisorError> {
-    let meta = std::fs::metadata(path).map_err(HypervisorError::file("read", path))?;
-    let modified = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
-    Ok(BaseImage { path: path.to_owned(), size: meta.len(), modified, blake3: String::new() })
 }
 
 /// The chain with which a VM that is not running goes on: the overlay of an unfinished cut is kept, because
@@ -190,7 +182,7 @@ pub(super) async fn from_snapshot(
     let mut chains = Vec::new();
     for (index, disk) in disks.iter().enumerate() {
         let recorded = manifest.bases.get(index);
-        let base = check_base(describe_base(&disk.image)?, recorded).await?;
+        let base = base_image::check(base_image::describe(&disk.image)?, recorded).await?;
         let mut layers = Vec::new();
         for file in manifest.files.iter().filter(|file| file.role == FileRole::DiskLayer(index)) {
             let (from, to) = (saved.join(&file.name), folder.disks.join(&file.name));
@@ -211,31 +203,10 @@ pub(super) async fn from_snapshot(
     Ok(chains)
 }
 
-/// A snapshot's layers make sense only above the very image they were written above.
-async fn check_base(
-    mut found: BaseImage,
-    recorded: Option<&BaseImage>,
-) -> Result<BaseImage, HypervisorError> {
-    let Some(recorded) = recorded else { return Ok(found) };
-    let untouched = found.size == recorded.size && found.modified == recorded.modified;
-    found.blake3 = if untouched { recorded.blake3.clone() } else { digest(&found.path).await? };
-    if found.blake3 == recorded.blake3 {
-        return Ok(found);
-    }
-    let what = format!(
-        "the disk image {} is not the one below this snapshot (digest {} instead of {}): \
-         put the image back that the VM had then",
-        found.path.display(),
-        &found.blake3,
-        &recorded.blake3
-    );
-    Err(HypervisorError::Unsupported { what })
-}
-
 /// Fills in the digests of the operator's images; each is computed once as long as the image stays as it is.
 pub(super) async fn digest_bases(chains: &mut [Chain]) -> Result<(), HypervisorError> {
     for chain in chains {
-        let now = describe_base(&chain.base.path)?;
+        let now = base_image::describe(&chain.base.path)?;
         let known = !chain.base.blake3.is_empty();
         if now.size != chain.base.size || now.modified != chain.base.modified {
             let what = format!(
@@ -246,16 +217,8 @@ pub(super) async fn digest_bases(chains: &mut [Chain]) -> Result<(), HypervisorE
             return Err(HypervisorError::Unsupported { what });
         }
         if !known {
-            chain.base.blake3 = digest(&now.path).await?;
+            chain.base.blake3 = base_image::digest(&now.path).await?;
         }
     }
     Ok(())
-}
-
-/// BLAKE3 of a file, on a thread of its own.
-pub(super) async fn digest(path: &Path) -> Result<String, HypervisorError> {
-    let owned = path.to_owned();
-    let result =
-        tokio::task::spawn_blocking(move || files::digest(&owned)).await.map_err(std::io::Error::other);
-    result.and_then(|digest| digest).map_err(HypervisorError::file("read", path))
 }

@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use super::super::process::Process;
 use super::super::{GuestRam, HypervisorError};
-use super::process::Process;
 
 const GIB: u64 = 1 << 30;
 /// From this size on, RAM is split.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use unasnap_protocol::name::Name;
 
 use super::super::HypervisorError;
-use super::process::Process;
+use super::super::process::Process;
 use crate::store::files::write_durably;
 use crate::store::manifest::{BaseImage, Facts};
 

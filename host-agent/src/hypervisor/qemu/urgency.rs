@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::process::Process;
+use super::super::process::Process;
 
 /// Begin of the name of a thread that runs a guest's processor (`-name debug-threads=on`).
 const GUEST_PROCESSOR: &str = "CPU ";

@@ -7,10 +7,10 @@ use serde_json::json;
 use unasnap_channel::steady_ns;
 use unasnap_protocol::name::Name;
 
-use super::super::{CutTimes, GuestRam, HypervisorError, InPause, Pending, Vm, VmState};
+use super::super::process::Process;
+use super::super::{CutTimes, GuestRam, HypervisorError, InPause, Pending, Vm, VmState, base_image};
 use super::guest_ram::QemuRam;
 use super::instance::{Instance, VmFolder};
-use super::process::Process;
 use super::qmp::Qmp;
 use super::ram::{Saving, Taking};
 use super::urgency::Urgent;
@@ -279,7 +279,7 @@ impl QemuVm {
                 let from = self.folder.disks.join(&layer.file);
                 if layer.blake3.is_none() {
                     sync(&from).await?;
-                    layer.blake3 = Some(disks::digest(&from).await?);
+                    layer.blake3 = Some(base_image::digest(&from).await?);
                 }
                 let to = target.join(&layer.file);
                 files::link_or_copy(&from, &to).map_err(HypervisorError::file("link", &to))?;
