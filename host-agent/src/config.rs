@@ -9,6 +9,7 @@ use unasnap_channel::TlsFiles;
 use unasnap_protocol::name::Name;
 
 use crate::hypervisor::qemu::QemuConfig;
+use crate::hypervisor::virtualbox::VirtualBoxConfig;
 use crate::store::space::Limits;
 
 /// The file as the operator writes it.
@@ -28,6 +29,9 @@ pub struct Config {
     /// How QEMU is used.
     #[serde(default)]
     pub qemu: QemuConfig,
+    /// How VirtualBox is used.
+    #[serde(default)]
+    pub virtualbox: VirtualBoxConfig,
     /// MiB that snapshots leave free on their file system.
     #[serde(default = "default_reserve")]
     pub reserve_mb: u64,
@@ -74,6 +78,7 @@ impl Config {
         std::fs::create_dir_all(&config.state_dir)
             .with_context(|| format!("state_dir {} cannot be created", config.state_dir.display()))?;
         config.qemu.state_dir.clone_from(&config.state_dir);
+        config.virtualbox.state_dir.clone_from(&config.state_dir);
         Ok(config)
     }
 }

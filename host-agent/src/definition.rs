@@ -18,6 +18,19 @@
 //! addresses = ["10.77.1.1", "fd00:77::/64"]
 //! ```
 //!
+//! or a machine of VirtualBox, which knows itself what it consists of:
+//!
+//! ```toml
+//! name = "node-2"
+//! deployment = "ring"
+//! memory_mb = 128
+//! machine = "/vms/node-2/node-2.vbox"
+//! colouring = "guest"
+//!
+//! [[nic]]
+//! addresses = ["10.77.2.1"]
+//! ```
+//!
 //! Relative paths are relative to the file's folder.
 
 use std::collections::BTreeMap;
@@ -53,6 +66,9 @@ pub struct VmDefinition {
     /// Virtual CPUs.
     #[serde(default = "one")]
     pub cpus: u32,
+    /// The `.vbox` of a machine of VirtualBox; without it, the VM is QEMU's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<PathBuf>,
     /// Kernel to boot directly; without it the VM boots from its first disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
@@ -85,9 +101,11 @@ pub struct Disk {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nic {
-    /// Bridge of the host on which its tap device is put.
+    /// Bridge of the host on which its tap device is put; VirtualBox's machines have their own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub bridge: String,
-    /// Hardware address, `52:54:00:12:34:56`.
+    /// Hardware address, `52:54:00:12:34:56`; VirtualBox's machines have their own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub mac: String,
     /// Addresses (`10.77.1.1`) and prefixes (`10.77.1.0/24`) by which other members know this VM.
     #[serde(default)]
@@ -198,7 +216,14 @@ impl VmDefinition {
         for (_, file) in definition.files_mut() {
             *file = std::path::absolute(folder.join(&*file)).unwrap_or_else(|_| folder.join(&*file));
         }
+        if let Some(machine) = &mut definition.machine {
+            // It need not exist: a restore brings it.
+            *machine = std::path::absolute(folder.join(&*machine)).unwrap_or_else(|_| folder.join(&*machine));
+        }
         Checker { path, definition: &definition }.check()?;
+        if definition.machine.is_some() && definition.colouring == Colouring::Auto {
+            definition.colouring = Colouring::Guest;
+        }
         for (key, file) in definition.files_mut() {
             if !file.is_file() {
                 return Err(DefinitionError::MissingPath {
@@ -286,6 +311,9 @@ impl Checker<'_> {
         let memory_fits = (MIN_MEMORY_MB..=MAX_MEMORY_MB).contains(&vm.memory_mb);
         self.require(memory_fits, "memory_mb", vm.memory_mb, "use 32 to 1048576")?;
         self.require((1..=MAX_CPUS).contains(&vm.cpus), "cpus", vm.cpus, "use 1 to 64")?;
+        if vm.machine.is_some() {
+            return self.check_virtualbox();
+        }
         self.require(vm.disks.len() <= MAX_DEVICES, "disk", vm.disks.len(), "at most 8 disks")?;
         self.require(vm.nics.len() <= MAX_DEVICES, "nic", vm.nics.len(), "at most 8 network cards")?;
         let boots = vm.kernel.is_some() || !vm.disks.is_empty();
@@ -301,12 +329,36 @@ impl Checker<'_> {
                 "not an interface name",
             )?;
             self.require(is_mac(&nic.mac), &key("mac"), &nic.mac, "use six hex bytes, the first one even")?;
+        }
+        self.check_addresses()
+    }
+
+    fn check_addresses(&self) -> Result<(), DefinitionError> {
+        for (index, nic) in self.definition.nics.iter().enumerate() {
             for address in &nic.addresses {
                 let rule = "use an IP address or a prefix such as 10.77.1.0/24";
-                self.require(prefix(address).is_some(), &key("addresses"), address, rule)?;
+                self.require(prefix(address).is_some(), &format!("nic[{index}].addresses"), address, rule)?;
             }
         }
         Ok(())
+    }
+
+    fn check_virtualbox(&self) -> Result<(), DefinitionError> {
+        let vm = self.definition;
+        let rule = "VirtualBox's machine says this itself: remove the key";
+        self.require(vm.kernel.is_none() && vm.initrd.is_none(), "kernel", "given", rule)?;
+        self.require(vm.append.is_empty(), "append", &vm.append, rule)?;
+        self.require(vm.disks.is_empty(), "disk", "given", rule)?;
+        for (index, nic) in vm.nics.iter().enumerate() {
+            self.require(nic.bridge.is_empty(), &format!("nic[{index}].bridge"), &nic.bridge, rule)?;
+            self.require(nic.mac.is_empty(), &format!("nic[{index}].mac"), &nic.mac, rule)?;
+        }
+        let rule = match vm.colouring {
+            Colouring::Host => "VirtualBox gives a VM no tap on which the host could colour: use guest",
+            Colouring::Memory => "VirtualBox does not let the host write a guest's RAM: use guest",
+            _ => return self.check_addresses(),
+        };
+        self.require(false, "colouring", format!("{:?}", vm.colouring).to_lowercase(), rule)
     }
 
     fn require(

@@ -27,6 +27,7 @@ use crate::store::manifest::{Facts, Manifest, Saved};
 mod base_image;
 mod process;
 pub mod qemu;
+pub mod virtualbox;
 
 /// What every asynchronous method of a driver returns.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, HypervisorError>> + Send + 'a>>;
@@ -80,7 +81,7 @@ pub trait Vm: Send {
     /// Which start or restore of the VM this is.
     fn incarnation(&self) -> u64;
 
-    /// Unix socket behind the guest's virtio-serial port `org.unasnap.guest.0`.
+    /// Unix socket behind the guest's virtio-serial port `org.unasnap.guest.0`, or its serial port with VirtualBox.
     fn guest_channel_path(&self) -> &Path;
 
     /// The host's network devices behind the VM's NICs, in the order of its definition.

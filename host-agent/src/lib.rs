@@ -5,7 +5,7 @@
 //! | [`colouring`] | how a VM's packets are coloured, the flips among it |
 //! | [`config`] | `host.toml` |
 //! | [`definition`] | VM definitions in TOML |
-//! | [`hypervisor`] | the trait that every hypervisor driver implements, and the QEMU driver |
+//! | [`hypervisor`] | the trait that every hypervisor driver implements, and the drivers of QEMU and VirtualBox |
 //! | [`store`] | local snapshots on this host's disk |
 //! | [`fence`] | stops the VMs of a host that is cut off |
 //! | [`guest_channel`] | requests to the guest agent |

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::definition::{VmDefinition, load_folder};
 use crate::fence;
 use crate::hypervisor::qemu::Qemu;
+use crate::hypervisor::virtualbox::VirtualBox;
 use crate::hypervisor::{Hypervisor, Vm};
 use crate::link::Link;
 use crate::member::{self, Members};
@@ -38,18 +39,11 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let store = Store::open(&config.state_dir, config.limits())?;
     store.remove_partial()?;
-    let hypervisor: Arc<dyn Hypervisor> = Arc::new(Qemu::open(config.qemu.clone()).await?);
-    let facts = hypervisor.about();
-    tracing::info!(
-        qemu = facts.version,
-        accel = facts.accel.label(),
-        ram_way = facts.ram_way.label(),
-        "hypervisor"
-    );
     let (definitions, problems) = load_folder(&config.vm_dir)?;
     for problem in problems {
         tracing::error!("a VM is left out: {:#}", anyhow::Error::from(problem));
     }
+    let drivers = Drivers::open(&config, &definitions).await?;
     let taps = KernelTaps::new(&config.state_dir);
     let names: Vec<Name> = definitions.iter().map(|definition| definition.name.clone()).collect();
     if let Err(error) = taps.forget_all_but(&names) {
@@ -58,9 +52,10 @@ pub async fn run(config: Config) -> Result<()> {
     let taps: Arc<dyn Taps> = Arc::new(taps);
     let (answer_sender, answers) = mpsc::unbounded_channel();
     let mut members = Members::new();
-    for (definition, found) in find_or_start(definitions, &hypervisor, &store).await {
+    for (definition, found) in find_or_start(definitions, &drivers, &store).await {
         let (name, switches) = (definition.name.clone(), Switches::from_environment(&definition.name)?);
-        let works = Works::new(definition, hypervisor.clone(), store.clone(), taps.clone(), switches);
+        let Some(hypervisor) = drivers.of(&definition) else { continue };
+        let works = Works::new(definition, hypervisor, store.clone(), taps.clone(), switches);
         works.take_charge(found).await;
         members.insert(name, member::start(Arc::new(works), answer_sender.clone()).await);
     }
@@ -76,17 +71,48 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
+/// The drivers that the VMs of this host need.
+struct Drivers {
+    qemu: Option<Arc<dyn Hypervisor>>,
+    virtualbox: Option<Arc<dyn Hypervisor>>,
+}
+
+impl Drivers {
+    async fn open(config: &Config, definitions: &[VmDefinition]) -> Result<Self> {
+        let mut drivers = Self { qemu: None, virtualbox: None };
+        if definitions.iter().any(|vm| vm.machine.is_some()) {
+            drivers.virtualbox = Some(Arc::new(VirtualBox::open(config.virtualbox.clone()).await?));
+        }
+        // Also where no VM is defined yet: what is wrong with the host is better known now.
+        if drivers.virtualbox.is_none() || definitions.iter().any(|vm| vm.machine.is_none()) {
+            drivers.qemu = Some(Arc::new(Qemu::open(config.qemu.clone()).await?));
+        }
+        for driver in drivers.qemu.iter().chain(&drivers.virtualbox) {
+            let facts = driver.about();
+            let (accel, ram_way) = (facts.accel.label(), facts.ram_way.label());
+            tracing::info!(kind = facts.kind, version = facts.version, accel, ram_way, "hypervisor");
+        }
+        Ok(drivers)
+    }
+
+    /// There is one for every VM that was defined when they were opened.
+    fn of(&self, vm: &VmDefinition) -> Option<Arc<dyn Hypervisor>> {
+        if vm.machine.is_some() { self.virtualbox.clone() } else { self.qemu.clone() }
+    }
+}
+
 type Found = Option<(Box<dyn Vm>, Origin)>;
 
 /// All VMs at once: a boot takes seconds.
 async fn find_or_start(
     definitions: Vec<VmDefinition>,
-    hypervisor: &Arc<dyn Hypervisor>,
+    drivers: &Drivers,
     store: &Store,
 ) -> Vec<(VmDefinition, Found)> {
     let mut starting = JoinSet::new();
     for definition in definitions {
-        let (hypervisor, restorable) = (hypervisor.clone(), has_committed(store, &definition.name));
+        let Some(hypervisor) = drivers.of(&definition) else { continue };
+        let restorable = has_committed(store, &definition.name);
         starting.spawn(async move {
             let found = match one(&definition, hypervisor.as_ref(), restorable).await {
                 Ok(found) => found,

@@ -35,6 +35,19 @@ pub(super) async fn check(
     Err(HypervisorError::Unsupported { what })
 }
 
+/// The digest of an image that is `known`, if it is as it was.
+pub(super) fn unchanged(now: &BaseImage, known: &BaseImage) -> Result<String, HypervisorError> {
+    if now.size == known.size && now.modified == known.modified {
+        return Ok(known.blake3.clone());
+    }
+    let what = format!(
+        "the disk image {} was changed while a VM runs above it: its disk is damaged; restore an earlier snapshot \
+         after putting the image back",
+        now.path.display()
+    );
+    Err(HypervisorError::Unsupported { what })
+}
+
 /// BLAKE3 of a file, on a thread of its own.
 pub(super) async fn digest(path: &Path) -> Result<String, HypervisorError> {
     let owned = path.to_owned();

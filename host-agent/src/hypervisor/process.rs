@@ -36,6 +36,17 @@ impl Process {
         arguments.any(|argument| argument == mark.as_bytes()).then_some(process)
     }
 
+    /// Processes with this argument.
+    pub(super) fn with_argument(wanted: &str) -> Vec<u32> {
+        let names = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let pids = names.filter_map(|name| name.to_str()?.parse().ok());
+        let has = |pid: &u32| {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            arguments.split(|byte| *byte == 0).skip(1).any(|argument| argument == wanted.as_bytes())
+        };
+        pids.filter(has).collect()
+    }
+
     /// Does it still run?
     pub(super) fn is_alive(self) -> bool {
         Self::of(self.pid) == Some(self)

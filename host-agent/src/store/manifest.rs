@@ -50,7 +50,7 @@ pub struct Identity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Facts {
-    /// `qemu`.
+    /// `qemu` or `virtualbox`.
     pub kind: String,
     /// Its own version text.
     pub version: String,
@@ -70,6 +70,9 @@ pub enum Accel {
     Kvm,
     /// QEMU's translator.
     Tcg,
+    /// What VirtualBox chooses, the processor where it can.
+    #[serde(rename = "virtualbox")]
+    VirtualBox,
 }
 
 impl Accel {
@@ -79,6 +82,7 @@ impl Accel {
         match self {
             Self::Kvm => "kvm",
             Self::Tcg => "tcg",
+            Self::VirtualBox => "virtualbox",
         }
     }
 }
@@ -133,6 +137,16 @@ pub enum FileRole {
     DeviceState,
     /// A qcow2 layer of the disk with this index; its backing file is the layer before it.
     DiskLayer(usize),
+    /// VirtualBox: the machine's `.vbox`.
+    Settings,
+    /// VirtualBox: RAM and device state.
+    SavedState,
+    /// VirtualBox: what was written above a disk's parent.
+    DifferenceDisk,
+    /// VirtualBox: variables of the firmware.
+    Nvram,
+    /// VirtualBox: where the files lay.
+    Layout,
 }
 
 /// An image that the operator keeps and no snapshot copies.

@@ -46,7 +46,7 @@ pub(super) fn device_ids(disks: usize, nics: usize) -> impl Iterator<Item = Stri
 pub(super) fn machine(facts: &Facts, memory_mb: u64, begin: Begin<'_>) -> Vec<String> {
     let accel = match facts.accel {
         Accel::Kvm => "kvm",
-        Accel::Tcg => "tcg,thread=multi",
+        Accel::Tcg | Accel::VirtualBox => "tcg,thread=multi",
     };
     let cpu = if facts.accel == Accel::Kvm { "host" } else { "max" };
     // Both can be found, and their pages written, from outside; a private file is read where the guest touches it.

@@ -207,18 +207,10 @@ pub(super) async fn from_snapshot(
 pub(super) async fn digest_bases(chains: &mut [Chain]) -> Result<(), HypervisorError> {
     for chain in chains {
         let now = base_image::describe(&chain.base.path)?;
-        let known = !chain.base.blake3.is_empty();
-        if now.size != chain.base.size || now.modified != chain.base.modified {
-            let what = format!(
-                "the disk image {} was changed while a VM runs above it: its disk is damaged; restore an earlier snapshot \
-                 after putting the image back",
-                now.path.display()
-            );
-            return Err(HypervisorError::Unsupported { what });
-        }
-        if !known {
-            chain.base.blake3 = base_image::digest(&now.path).await?;
-        }
+        chain.base.blake3 = match base_image::unchanged(&now, &chain.base)? {
+            unknown if unknown.is_empty() => base_image::digest(&now.path).await?,
+            known => known,
+        };
     }
     Ok(())
 }

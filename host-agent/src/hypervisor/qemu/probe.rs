@@ -56,6 +56,10 @@ pub(super) async fn probe(config: &QemuConfig) -> Result<Facts, HypervisorError>
     };
     drop(probe);
     facts.accel = match config.accel {
+        Some(Accel::VirtualBox) => {
+            let what = "qemu.accel is \"virtualbox\": use \"auto\", \"kvm\" or \"tcg\"".to_owned();
+            return Err(HypervisorError::Unsupported { what });
+        }
         Some(forced) => forced,
         None => cached_accel(&config.state_dir, &facts.version).await?,
     };

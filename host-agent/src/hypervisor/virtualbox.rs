@@ -1,0 +1,396 @@
+//! VirtualBox, driven through VBoxManage.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | `calls` | one call of VBoxManage: bounded, and what its answer means |
+//! | `info` | `showvminfo` |
+//! | `manage` | what is asked of VirtualBox about one machine |
+//! | `machine` | which files belong to a cut; into a local snapshot and out of it |
+//! | `record` | what is remembered between two lives of the host agent |
+//! | `vm` | one machine that runs: prepare, cut, save, discard |
+//!
+//! The operator makes the machine; unasnap starts, snapshots and restores it. A cut is a snapshot of VirtualBox whose files are
+//! copied into the local snapshot and which is deleted then, so that nothing of unasnap's grows in VirtualBox, and a local snapshot
+//! needs nothing of VirtualBox but the bases of its disks. A restore lets VirtualBox forget the machine, puts the files in their
+//! places and registers it again: the same on the host where it was and on any other.
+//!
+//! VBoxManage cannot load a machine without letting it run. So a restored machine stands *saved* until START: every byte of it was
+//! compared with its digest, and VirtualBox reads it when it starts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use unasnap_protocol::name::Name;
+
+use self::calls::{Calls, VBOXMANAGE, VBoxManage};
+use self::info::{Info, State};
+use self::machine::{BASE, Layout, Machine, SETTINGS_FILE};
+use self::manage::Manage;
+use self::record::{Record, VmFolder};
+use self::vm::{Stage, VirtualBoxVm};
+use super::process::Process;
+use super::{Hypervisor, HypervisorError, Pending, SavedVm, Vm, base_image};
+use crate::definition::VmDefinition;
+use crate::store::files::remove_if_there;
+use crate::store::manifest::{Accel, Facts, RamWay};
+
+pub mod calls;
+pub mod info;
+pub mod machine;
+pub mod manage;
+mod record;
+mod vm;
+
+/// How long the session of a machine may stay locked after its end.
+const UNLOCK_LIMIT: Duration = Duration::from_secs(30);
+/// How long a killed process may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// Longest path of a unix socket, bytes.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// The `[virtualbox]` part of the host agent's configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VirtualBoxConfig {
+    /// The host agent's state folder; set by the program, not in the table.
+    #[serde(skip)]
+    pub state_dir: PathBuf,
+    /// The program; not the wrapper of the same name in the `PATH`, which prints warnings among the answers.
+    #[serde(default = "default_vboxmanage")]
+    pub vboxmanage: PathBuf,
+    /// Value of `modifyvm --vm-execution-engine` for machines that are started; without it, theirs stays. `recompiler` runs where
+    /// VirtualBox's kernel module is not.
+    #[serde(default)]
+    pub execution_engine: Option<String>,
+    /// `VBOX_USER_HOME`: VirtualBox's settings, where they are not those of the agent's user.
+    #[serde(default)]
+    pub user_home: Option<PathBuf>,
+    /// `VBOX_IPC_SOCKETID`: which of several VirtualBoxes of one user.
+    #[serde(default)]
+    pub ipc_socket_id: Option<String>,
+}
+
+fn default_vboxmanage() -> PathBuf {
+    VBOXMANAGE.into()
+}
+
+impl Default for VirtualBoxConfig {
+    fn default() -> Self {
+        Self {
+            state_dir: PathBuf::new(),
+            vboxmanage: default_vboxmanage(),
+            execution_engine: None,
+            user_home: None,
+            ipc_socket_id: None,
+        }
+    }
+}
+
+/// The driver.
+pub struct VirtualBox {
+    config: VirtualBoxConfig,
+    calls: Arc<dyn Calls>,
+    facts: Facts,
+}
+
+impl VirtualBox {
+    /// Asks the host's VirtualBox for its version.
+    ///
+    /// # Errors
+    /// It is not installed.
+    pub async fn open(config: VirtualBoxConfig) -> Result<Self, HypervisorError> {
+        let folder = config.state_dir.join("virtualbox");
+        std::fs::create_dir_all(&folder).map_err(HypervisorError::file("create", &folder))?;
+        let calls = Arc::new(VBoxManage::new(&config, &folder));
+        Self::with_calls(config, calls).await
+    }
+
+    /// As [`open`](Self::open), with somebody else who makes the calls.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn with_calls(
+        config: VirtualBoxConfig,
+        calls: Arc<dyn Calls>,
+    ) -> Result<Self, HypervisorError> {
+        let arguments = ["--version"];
+        let answer = calls.call("(any)", &arguments, UNLOCK_LIMIT).await?.success("(any)", &arguments)?;
+        let facts = Facts {
+            kind: "virtualbox".to_owned(),
+            version: answer.stdout.trim().to_owned(),
+            machine: String::new(),
+            accel: Accel::VirtualBox,
+            ram_way: RamWay::StopAndSave,
+        };
+        Ok(Self { config, calls, facts })
+    }
+
+    fn manage(&self, vm: &Name, uuid: String) -> Manage {
+        Manage::new(self.calls.clone(), vm.to_string(), uuid)
+    }
+
+    fn folder(&self, vm: &Name) -> VmFolder {
+        VmFolder::new(&self.config.state_dir, vm)
+    }
+
+    async fn start_vm(&self, vm: &VmDefinition, incarnation: u64) -> Result<Box<dyn Vm>, HypervisorError> {
+        let (machine, folder) = (machine(vm)?, self.folder(&vm.name));
+        let manage = self.manage(&vm.name, machine.uuid()?);
+        let last = folder.read()?;
+        if manage.find().await?.is_none() {
+            manage.register(&machine.vbox, &[]).await?;
+        }
+        if manage.info().await?.state.is_alive() {
+            return Err(manage.wrong_state("start", "it already runs: destroy that first".to_owned()));
+        }
+        let mut info = manage.unlocked(UNLOCK_LIMIT).await?;
+        check_size(vm, &info)?;
+        if info.state == State::Off {
+            self.make_ready(&manage, &machine, &folder, &info).await?;
+            info = manage.info().await?;
+        }
+        let incarnation = last.as_ref().map_or(incarnation, |last| incarnation.max(last.incarnation));
+        let bases = last.map(|last| last.bases).unwrap_or_default();
+        let uuid = manage.uuid().to_owned();
+        let record = Record { uuid, incarnation, awaits_resume: false, fenced: false, bases };
+        folder.write(&record)?;
+        prepare_socket(&info)?;
+        manage.start().await?;
+        Ok(Box::new(self.vm(vm, manage, machine, record, &info)))
+    }
+
+    /// What can be changed only while the machine is off.
+    async fn make_ready(
+        &self,
+        manage: &Manage,
+        machine: &Machine,
+        folder: &VmFolder,
+        info: &Info,
+    ) -> Result<(), HypervisorError> {
+        if let Some(engine) = &self.config.execution_engine {
+            manage.modify(&[&format!("--vm-execution-engine={engine}")]).await?;
+        }
+        if info.guest_channel.is_none() {
+            let socket = folder.guest_channel();
+            let (length, path) = (socket.as_os_str().len(), socket.to_string_lossy());
+            if length > MAX_SOCKET_PATH {
+                let what = format!(
+                    "the socket path {path} has {length} bytes, Linux allows {MAX_SOCKET_PATH}: use a shorter state folder or VM name"
+                );
+                return Err(HypervisorError::Unsupported { what });
+            }
+            manage.modify(&["--uart2", "0x2F8", "3", "--uart-mode2", "server", &*path]).await?;
+        }
+        if !machine.written_bases()?.is_empty() {
+            manage.take(BASE).await?;
+        }
+        Ok(())
+    }
+
+    fn vm(
+        &self,
+        vm: &VmDefinition,
+        manage: Manage,
+        machine: Machine,
+        record: Record,
+        info: &Info,
+    ) -> VirtualBoxVm {
+        VirtualBoxVm {
+            manage,
+            machine,
+            folder: self.folder(&vm.name),
+            record,
+            facts: self.facts.clone(),
+            memory_bytes: info.memory_mb << 20,
+            guest_channel: info.guest_channel.clone().unwrap_or_default(),
+            stage: Stage::Idle,
+            tidying: None,
+        }
+    }
+
+    async fn adopt_vm(&self, vm: &VmDefinition) -> Result<Option<Box<dyn Vm>>, HypervisorError> {
+        let (machine, last) = (machine(vm)?, self.folder(&vm.name).read()?);
+        if !machine.vbox.exists() {
+            return Ok(None);
+        }
+        let manage = self.manage(&vm.name, machine.uuid()?);
+        let last = last.filter(|last| last.uuid == manage.uuid());
+        let Some(info) = manage.find().await? else { return Ok(None) };
+        let awaits_resume = last.as_ref().is_some_and(|last| last.awaits_resume);
+        let is_loaded = info.state == State::Saved && awaits_resume;
+        if !info.state.is_alive() && !is_loaded {
+            return Ok(None);
+        }
+        check_size(vm, &info)?;
+        let record = last.unwrap_or_else(|| Record {
+            uuid: manage.uuid().to_owned(),
+            incarnation: 0,
+            awaits_resume: false,
+            fenced: false,
+            bases: Vec::new(),
+        });
+        let mut adopted = self.vm(vm, manage, machine, record, &info);
+        adopted.discard_cut().await?;
+        Ok(Some(Box::new(adopted)))
+    }
+
+    async fn restore_vm(
+        &self,
+        vm: &VmDefinition,
+        saved: SavedVm<'_>,
+        incarnation: u64,
+    ) -> Result<Box<dyn Vm>, HypervisorError> {
+        let manifest = saved.manifest;
+        if manifest.hypervisor.kind != self.facts.kind {
+            let kind = &manifest.hypervisor.kind;
+            let what = format!("the snapshot was taken by {kind}, and this VM is defined as VirtualBox's");
+            return Err(HypervisorError::Unsupported { what });
+        }
+        let (machine, folder) = (machine(vm)?, self.folder(&vm.name));
+        let layout = Layout::read(saved.folder)?;
+        let stored = Machine { vbox: saved.folder.join(SETTINGS_FILE) };
+        let manage = self.manage(&vm.name, stored.uuid()?);
+        if machine.vbox.exists() && machine.uuid()? != stored.uuid()? {
+            let why = format!("{} is another machine's: give this VM its own", machine.vbox.display());
+            return Err(manage.wrong_state("restore", why));
+        }
+        let mut bases = Vec::new();
+        for (index, place) in layout.bases.iter().enumerate() {
+            let found = base_image::describe(&machine.folder().join(place))?;
+            bases.push(base_image::check(found, manifest.bases.get(index)).await?);
+        }
+        if let Some(info) = manage.find().await? {
+            if info.state.is_alive() {
+                return Err(manage.wrong_state("restore", "it already runs: destroy that first".to_owned()));
+            }
+            manage.unlocked(UNLOCK_LIMIT).await?;
+            manage.unregister().await?;
+        }
+        let (placed, from, at) = (machine.clone(), saved.folder.to_owned(), layout.clone());
+        let placing = tokio::task::spawn_blocking(move || {
+            placed.remove_own()?;
+            placed.lay_out(&from, &at)
+        });
+        let lost = |error| HypervisorError::file("fill", machine.folder())(std::io::Error::other(error));
+        placing.await.map_err(lost)??;
+        let record =
+            Record { uuid: manage.uuid().to_owned(), incarnation, awaits_resume: true, fenced: false, bases };
+        folder.write(&record)?;
+        manage.register(&machine.vbox, &disks(&machine, &layout)).await?;
+        manage.go_back(&layout.snapshot).await?;
+        let info = manage.info().await?;
+        check_size(vm, &info)?;
+        prepare_socket(&info)?;
+        Ok(Box::new(self.vm(vm, manage, machine, record, &info)))
+    }
+
+    async fn destroy_vm(&self, vm: &Name) -> Result<(), HypervisorError> {
+        let folder = self.folder(vm);
+        let Some(mut record) = folder.read()? else { return Ok(()) };
+        let manage = self.manage(vm, record.uuid.clone());
+        let Some(info) = manage.find().await? else { return Ok(()) };
+        if info.state.is_alive() {
+            let ended = match manage.power_off().await {
+                Ok(()) => manage.unlocked(UNLOCK_LIMIT).await,
+                Err(error) => Err(error),
+            };
+            // VirtualBox powers nothing off that hangs half-way, while it reads a damaged RAM for one.
+            if let Err(error) = ended
+                && manage.info().await?.state.is_alive()
+            {
+                tracing::warn!(vm = %vm, %error, "its process is killed");
+                self.kill(vm, &record.uuid).await?;
+                manage.unlocked(UNLOCK_LIMIT).await?;
+            }
+        }
+        // Nobody may start a restored machine that was given up.
+        if record.awaits_resume && manage.unlocked(UNLOCK_LIMIT).await?.state == State::Saved {
+            manage.discard_saved().await?;
+        }
+        record.awaits_resume = false;
+        folder.write(&record)
+    }
+
+    /// Kills the process of a machine of this VirtualBox.
+    async fn kill(&self, vm: &Name, uuid: &str) -> Result<(), HypervisorError> {
+        let home = self.config.ipc_socket_id.as_ref().map(|id| format!("VBOX_IPC_SOCKETID={id}"));
+        for pid in Process::with_argument(uuid) {
+            let Some(process) = Process::of(pid) else { continue };
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let mut variables = environment.split(|byte| *byte == 0);
+            if home.as_ref().is_none_or(|home| variables.any(|variable| variable == home.as_bytes())) {
+                process.kill(KILL_LIMIT).await.map_err(|_| HypervisorError::TimedOut {
+                    vm: vm.to_string(),
+                    what: format!("the end of process {pid} after SIGKILL"),
+                    after: KILL_LIMIT,
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The machine of a VM that is defined as VirtualBox's.
+fn machine(vm: &VmDefinition) -> Result<Machine, HypervisorError> {
+    let what = || format!("VM {} has no machine: it is not VirtualBox's", vm.name);
+    let vbox = vm.machine.clone().ok_or_else(|| HypervisorError::Unsupported { what: what() })?;
+    Ok(Machine { vbox })
+}
+
+/// What the operator is told of a VM is what its definition says.
+fn check_size(vm: &VmDefinition, info: &Info) -> Result<(), HypervisorError> {
+    if (vm.memory_mb, vm.cpus) == (info.memory_mb, info.cpus) {
+        return Ok(());
+    }
+    let what = format!(
+        "VM {} is defined with memory_mb = {} and cpus = {}, and its machine has {} and {}: correct the definition",
+        vm.name, vm.memory_mb, vm.cpus, info.memory_mb, info.cpus
+    );
+    Err(HypervisorError::Unsupported { what })
+}
+
+/// VirtualBox makes the socket of the guest channel, if its folder is there and the socket of an earlier process is not.
+fn prepare_socket(info: &Info) -> Result<(), HypervisorError> {
+    let Some(socket) = &info.guest_channel else { return Ok(()) };
+    if let Some(folder) = socket.parent() {
+        std::fs::create_dir_all(folder).map_err(HypervisorError::file("create", folder))?;
+    }
+    remove_if_there(socket).map_err(HypervisorError::file("delete", socket))
+}
+
+/// The disks of a snapshot, bases first.
+fn disks(machine: &Machine, layout: &Layout) -> Vec<String> {
+    let is_disk = |place: &str| ![".sav", ".nvram"].iter().any(|end| place.ends_with(end));
+    let differences = layout.places.iter().rev().filter(|(_, place)| is_disk(place));
+    let places = layout.bases.iter().chain(differences.map(|(_, place)| place));
+    places.map(|place| machine.folder().join(place).to_string_lossy().into_owned()).collect()
+}
+
+impl Hypervisor for VirtualBox {
+    fn about(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn start<'a>(&'a self, vm: &'a VmDefinition, incarnation: u64) -> Pending<'a, Box<dyn Vm>> {
+        Box::pin(self.start_vm(vm, incarnation))
+    }
+
+    fn adopt<'a>(&'a self, vm: &'a VmDefinition) -> Pending<'a, Option<Box<dyn Vm>>> {
+        Box::pin(self.adopt_vm(vm))
+    }
+
+    fn restore<'a>(
+        &'a self,
+        vm: &'a VmDefinition,
+        saved: SavedVm<'a>,
+        incarnation: u64,
+    ) -> Pending<'a, Box<dyn Vm>> {
+        Box::pin(self.restore_vm(vm, saved, incarnation))
+    }
+
+    fn destroy<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()> {
+        Box::pin(self.destroy_vm(vm))
+    }
+}

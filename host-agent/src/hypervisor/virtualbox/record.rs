@@ -1,0 +1,72 @@
+//! What the driver remembers of a VM between two lives of the host agent: `virtualbox.json` in the VM's folder.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use unasnap_protocol::name::Name;
+
+use super::super::HypervisorError;
+use crate::store::files::write_durably;
+use crate::store::manifest::BaseImage;
+
+/// The record of a VM's present or last life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The machine's UUID.
+    pub uuid: String,
+    /// Which start or restore this is.
+    pub incarnation: u64,
+    /// Restored and not resumed yet: a machine that stands still is then as it should be.
+    pub awaits_resume: bool,
+    /// Stopped because its host was cut off, and to stay so.
+    pub fenced: bool,
+    /// The bases of its disks, once their digests are known.
+    pub bases: Vec<BaseImage>,
+}
+
+/// `<state_dir>/vms/<name>/`.
+#[derive(Debug, Clone)]
+pub struct VmFolder(PathBuf);
+
+impl VmFolder {
+    /// Of this VM.
+    #[must_use]
+    pub fn new(state_dir: &Path, vm: &Name) -> Self {
+        Self(state_dir.join("vms").join(vm.as_str()))
+    }
+
+    /// Where the guest channel is, if the machine has none of its own.
+    #[must_use]
+    pub fn guest_channel(&self) -> PathBuf {
+        self.0.join("guest.sock")
+    }
+
+    fn record(&self) -> PathBuf {
+        self.0.join("virtualbox.json")
+    }
+
+    /// Reads the record; `None` when the VM never ran here.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn read(&self) -> Result<Option<Record>, HypervisorError> {
+        let path = self.record();
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(HypervisorError::file("read", &path))?,
+        };
+        let parsed: Result<Record, _> = serde_json::from_slice(&text);
+        parsed.map(Some).map_err(std::io::Error::from).map_err(HypervisorError::file("understand", &path))
+    }
+
+    /// Replaces the record, durably.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write(&self, record: &Record) -> Result<(), HypervisorError> {
+        std::fs::create_dir_all(&self.0).map_err(HypervisorError::file("create", &self.0))?;
+        let path = self.record();
+        let text = serde_json::to_vec_pretty(record).map_err(std::io::Error::from);
+        text.and_then(|text| write_durably(&path, &text)).map_err(HypervisorError::file("write", &path))
+    }
+}

@@ -1,0 +1,14 @@
+//! The VirtualBox driver: what it makes of every answer of VBoxManage 7.2.22 that was recorded, and its life with a VirtualBox in
+//! memory that writes real settings and answers in recorded words.
+//!
+//! `fixtures/*.txt`: one recorded session each; `$` a call, `=` its exit code, `>` what it printed, `!` what it complained.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+mod answers;
+mod cuts;
+mod lives;
+mod program;
+mod recorded;
+mod simulated;
+mod support;
