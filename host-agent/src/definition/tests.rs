@@ -41,6 +41,10 @@ fn each_refusal_names_the_key() {
         (GOOD.replace("fd00::/64", "fd00::/129"), "key `nic[0].addresses` is fd00::/129"),
         (GOOD.replace("br0", "br/0"), "key `nic[0].bridge`"),
         (GOOD.to_owned() + "[[disk]]\nimage='x.qcow2'\n", "key `disk[0].image` names"),
+        (
+            GOOD.replace("kernel='k'", "machine='a.vbox'"),
+            "key `nic[0].bridge` is br0: VirtualBox's machine says this",
+        ),
         ("x".repeat(65 * 1024), "cannot read"),
     ];
     for (text, words) in cases {

@@ -180,6 +180,33 @@ async fn the_end_of_a_session_is_waited_for() {
     assert_eq!(host.virtualbox.taken(), ["controlvm M poweroff"]);
 }
 
+/// As recorded: while a machine reads a truncated RAM, VirtualBox ends it for nobody.
+#[tokio::test]
+async fn a_machine_that_cannot_be_powered_off_is_killed_and_that_of_another_host_is_not() {
+    let host = Host::new().await;
+    drop(host.start().await);
+    let refused = answer("07g-migrate-truncated-sav/005-unregister");
+    host.virtualbox.change(|state| (state.name, state.fails) = ("restoring", Some(("poweroff", refused))));
+    let process = |of: &str| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "while :; do sleep 1; done", "--startvm", crate::simulated::UUID]);
+        command.env("VBOX_IPC_SOCKETID", of).spawn().unwrap()
+    };
+    let (mut own, mut foreign) = (process("hostA"), process("hostB"));
+    let dies = async {
+        while own.try_wait().unwrap().is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        host.virtualbox.change(|state| state.name = "aborted");
+    };
+    let (destroyed, ()) = tokio::join!(host.driver.destroy(&host.vm.name), dies);
+    let spared = foreign.try_wait().unwrap().is_none();
+    foreign.kill().unwrap();
+    foreign.wait().unwrap();
+    destroyed.unwrap();
+    assert!(spared, "another host's machine was killed");
+}
+
 /// It may be off by itself in the same moment.
 #[tokio::test]
 async fn a_machine_that_is_off_already_is_destroyed() {

@@ -9,6 +9,7 @@ mod answers;
 mod cuts;
 mod lives;
 mod program;
+mod real;
 mod recorded;
 mod simulated;
 mod support;

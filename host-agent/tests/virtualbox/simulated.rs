@@ -227,7 +227,7 @@ fn shown(state: &State) -> String {
         }
         None => text,
     };
-    let is_alive = !matches!(state.name, "poweroff" | "saved");
+    let is_alive = !matches!(state.name, "poweroff" | "saved" | "aborted");
     if is_alive || state.locked > 0 { text } else { text.replace("SessionName=\"GUI/Qt\"\n", "") }
 }
 

@@ -91,6 +91,7 @@ async fn driver(state_dir: &Path, virtualbox: Arc<Simulated>) -> VirtualBox {
     let config = VirtualBoxConfig {
         state_dir: state_dir.to_owned(),
         execution_engine: Some("recompiler".to_owned()),
+        ipc_socket_id: Some("hostA".to_owned()),
         ..VirtualBoxConfig::default()
     };
     VirtualBox::with_calls(config, virtualbox).await.unwrap()
