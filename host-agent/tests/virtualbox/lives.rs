@@ -188,8 +188,9 @@ async fn a_machine_that_cannot_be_powered_off_is_killed_and_that_of_another_host
     let refused = answer("07g-migrate-truncated-sav/005-unregister");
     host.virtualbox.change(|state| (state.name, state.fails) = ("restoring", Some(("poweroff", refused))));
     let process = |of: &str| {
-        let mut command = std::process::Command::new("sh");
+        let mut command = tokio::process::Command::new("sh");
         command.args(["-c", "while :; do sleep 1; done", "--startvm", crate::simulated::UUID]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).kill_on_drop(true);
         command.env("VBOX_IPC_SOCKETID", of).spawn().unwrap()
     };
     let (mut own, mut foreign) = (process("hostA"), process("hostB"));
@@ -201,8 +202,7 @@ async fn a_machine_that_cannot_be_powered_off_is_killed_and_that_of_another_host
     };
     let (destroyed, ()) = tokio::join!(host.driver.destroy(&host.vm.name), dies);
     let spared = foreign.try_wait().unwrap().is_none();
-    foreign.kill().unwrap();
-    foreign.wait().unwrap();
+    foreign.kill().await.unwrap();
     destroyed.unwrap();
     assert!(spared, "another host's machine was killed");
 }
