@@ -36,6 +36,7 @@ use crate::definition::VmDefinition;
 use crate::store::files::remove_if_there;
 use crate::store::manifest::{Accel, Facts, RamWay};
 
+mod buttons;
 pub mod calls;
 pub mod info;
 pub mod machine;
@@ -154,7 +155,7 @@ impl VirtualBox {
         let incarnation = last.as_ref().map_or(incarnation, |last| incarnation.max(last.incarnation));
         let bases = last.map(|last| last.bases).unwrap_or_default();
         let uuid = manage.uuid().to_owned();
-        let record = Record { uuid, incarnation, awaits_resume: false, fenced: false, bases };
+        let record = Record { uuid, incarnation, awaits_resume: false, fenced: false, paused: false, bases };
         folder.write(&record)?;
         prepare_socket(&info)?;
         manage.start().await?;
@@ -229,6 +230,7 @@ impl VirtualBox {
             incarnation: 0,
             awaits_resume: false,
             fenced: false,
+            paused: false,
             bases: Vec::new(),
         });
         let mut adopted = self.vm(vm, manage, machine, record, &info);
@@ -275,8 +277,14 @@ impl VirtualBox {
         });
         let lost = |error| HypervisorError::file("fill", machine.folder())(std::io::Error::other(error));
         placing.await.map_err(lost)??;
-        let record =
-            Record { uuid: manage.uuid().to_owned(), incarnation, awaits_resume: true, fenced: false, bases };
+        let record = Record {
+            uuid: manage.uuid().to_owned(),
+            incarnation,
+            awaits_resume: true,
+            fenced: false,
+            paused: false,
+            bases,
+        };
         folder.write(&record)?;
         manage.register(&machine.vbox, &disks(&machine, &layout)).await?;
         manage.go_back(&layout.snapshot).await?;

@@ -5,9 +5,9 @@ mod adoption;
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
-mod cluster;
-#[cfg(test)]
 mod buttons;
+#[cfg(test)]
+mod cluster;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]

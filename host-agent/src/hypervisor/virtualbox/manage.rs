@@ -206,6 +206,14 @@ impl Manage {
         self.order(&["controlvm", &self.uuid, "poweroff"], CONTROL_LIMIT).await.map(drop)
     }
 
+    /// Presses its power button.
+    ///
+    /// # Errors
+    /// VirtualBox refuses.
+    pub async fn press_power(&self) -> Result<(), HypervisorError> {
+        self.order(&["controlvm", &self.uuid, "acpipowerbutton"], CONTROL_LIMIT).await.map(drop)
+    }
+
     /// Forgets the RAM of a saved machine.
     ///
     /// # Errors

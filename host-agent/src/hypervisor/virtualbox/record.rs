@@ -20,6 +20,9 @@ pub struct Record {
     pub awaits_resume: bool,
     /// Stopped because its host was cut off, and to stay so.
     pub fenced: bool,
+    /// Stopped by an operator, and to stay so.
+    #[serde(default)]
+    pub paused: bool,
     /// The bases of its disks, once their digests are known.
     pub bases: Vec<BaseImage>,
 }

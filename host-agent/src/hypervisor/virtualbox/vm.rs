@@ -24,9 +24,7 @@ use crate::store::manifest::{BaseImage, Facts, Saved, SavedFile};
 /// How long VirtualBox may take to end what was begun before.
 const SETTLE_LIMIT: Duration = Duration::from_secs(600);
 /// How long a discard waits until the machine runs on; what is left to do then goes on behind it.
-const RUN_ON_LIMIT: Duration = Duration::from_secs(6);
-/// How long a VM that is to be stopped may go on because its disks are being merged.
-const FENCE_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const RUN_ON_LIMIT: Duration = Duration::from_secs(6);
 /// Allowance for device state and VirtualBox's settings, bytes.
 const SLACK_BYTES: u64 = 16 << 20;
 
@@ -71,12 +69,7 @@ impl VirtualBoxVm {
         self.manage.wrong_state(wanted, why.to_owned())
     }
 
-    /// A machine that stands still is then as it should be.
-    fn stays_stopped(&self) -> bool {
-        self.record.awaits_resume || self.record.fenced
-    }
-
-    async fn ask_state(&self) -> Result<VmState, HypervisorError> {
+    pub(super) async fn ask_state(&self) -> Result<VmState, HypervisorError> {
         let Some(info) = self.manage.find().await? else { return Ok(VmState::Dead) };
         Ok(match info.state {
             State::Running => VmState::Running,
@@ -113,7 +106,7 @@ impl VirtualBoxVm {
         runs_on
     }
 
-    async fn tidied(&mut self) -> Result<(), HypervisorError> {
+    pub(super) async fn tidied(&mut self) -> Result<(), HypervisorError> {
         let Some(tidying) = &mut self.tidying else { return Ok(()) };
         let result = tidying.await;
         self.tidying = None;
@@ -248,31 +241,6 @@ impl VirtualBoxVm {
         }
         emptied
     }
-
-    async fn do_fence(&mut self) -> Result<(), HypervisorError> {
-        self.record.fenced = true;
-        self.folder.write(&self.record)?;
-        // VirtualBox pauses no machine whose disks it merges, and what tidies up may be about to resume it.
-        if let Ok(Err(error)) = tokio::time::timeout(FENCE_LIMIT, self.tidied()).await {
-            tracing::warn!(%error, "what a cut has left stays in VirtualBox");
-        }
-        if self.ask_state().await? == VmState::Running { self.manage.pause().await } else { Ok(()) }
-    }
-
-    async fn do_resume(&mut self) -> Result<(), HypervisorError> {
-        match self.manage.info().await?.state {
-            State::Saved => {
-                self.manage.unlocked(RUN_ON_LIMIT).await?;
-                self.manage.start().await?;
-            }
-            _ => self.manage.resume().await?,
-        }
-        self.record.awaits_resume = false;
-        self.record.fenced = false;
-        self.folder.write(&self.record)?;
-        drop(self.tidy());
-        Ok(())
-    }
 }
 
 impl Drop for VirtualBoxVm {
@@ -352,7 +320,23 @@ impl Vm for VirtualBoxVm {
         self.record.fenced
     }
 
+    fn lift_fence(&mut self) -> Pending<'_, ()> {
+        Box::pin(self.do_lift_fence())
+    }
+
     fn resume(&mut self) -> Pending<'_, ()> {
         Box::pin(self.do_resume())
+    }
+
+    fn pause(&mut self) -> Pending<'_, ()> {
+        Box::pin(self.do_pause())
+    }
+
+    fn awaits_resume(&self) -> bool {
+        self.record.awaits_resume
+    }
+
+    fn press_power(&mut self) -> Pending<'_, ()> {
+        Box::pin(self.do_press_power())
     }
 }
