@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support::host::{Fault, Host};
-use crate::support::{Cluster, Ended, finish, wait_until};
+use crate::support::{Cluster, Ended, wait_until};
 
 fn two_hosts(cluster: &Cluster) -> [Host; 2] {
     let hosts =
@@ -102,14 +102,13 @@ fn nothing_is_done_to_a_vm_while_a_snapshot_of_its_deployment_is_taken_or_restor
         fails(&cluster.run(&["vm", verb, "ring-2"]), 5, &words);
     }
     hosts[0].hold_saves(false);
-    assert_eq!(finish(taking).code, 0);
+    assert_eq!(taking.finish().code, 0);
 
     hosts[1].fault("Start", Fault::Ignore);
     let mut restoring = cluster.spawn(&["restore"]);
     wait_until("it is being started", || hosts[1].orders("db").contains(&"Start"));
     fails(&cluster.run(&["vm", "stop", "ring-1"]), 5, &["the restore of ring-000001 of deployment ring"]);
-    restoring.kill().unwrap();
-    restoring.wait().unwrap();
+    restoring.kill();
     assert!(
         !hosts.iter().any(|host| ["ring-1", "ring-2"].iter().any(|vm| host.orders(vm).contains(&"Control")))
     );
@@ -133,7 +132,7 @@ fn no_snapshot_or_restore_begins_while_something_is_done_to_a_vm() {
         fails(&cluster.run(command), 5, &words);
     }
     hosts[0].set_away(true);
-    wait_until("it has ended", || stopping.try_wait().unwrap().is_some());
+    wait_until("it has ended", || stopping.has_ended());
 }
 
 /// As ever: only running VMs are snapshotted, and a restore brings back whatever they were.

@@ -2,7 +2,9 @@
 //!
 //! | module | what is in it |
 //! |---|---|
+//! | `buttons` | what stops a machine or lets it run, outside any cut |
 //! | `calls` | one call of VBoxManage: bounded, and what its answer means |
+//! | `config` | the `[virtualbox]` part of `host.toml` |
 //! | `info` | `showvminfo` |
 //! | `manage` | what is asked of VirtualBox about one machine |
 //! | `machine` | which files belong to a cut; into a local snapshot and out of it |
@@ -17,14 +19,13 @@
 //! VBoxManage cannot load a machine without letting it run. So a restored machine stands *saved* until START: every byte of it was
 //! compared with its digest, and VirtualBox reads it when it starts.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
 use unasnap_protocol::name::Name;
 
-use self::calls::{Calls, VBOXMANAGE, VBoxManage};
+use self::calls::{Calls, VBoxManage};
+pub use self::config::VirtualBoxConfig;
 use self::info::{Info, State};
 use self::machine::{BASE, Layout, Machine, SETTINGS_FILE};
 use self::manage::Manage;
@@ -38,6 +39,7 @@ use crate::store::manifest::{Accel, Facts, RamWay};
 
 mod buttons;
 pub mod calls;
+mod config;
 pub mod info;
 pub mod machine;
 pub mod manage;
@@ -50,44 +52,6 @@ const UNLOCK_LIMIT: Duration = Duration::from_secs(30);
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// Longest path of a unix socket, bytes.
 const MAX_SOCKET_PATH: usize = 107;
-
-/// The `[virtualbox]` part of the host agent's configuration.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VirtualBoxConfig {
-    /// The host agent's state folder; set by the program, not in the table.
-    #[serde(skip)]
-    pub state_dir: PathBuf,
-    /// The program; not the wrapper of the same name in the `PATH`, which prints warnings among the answers.
-    #[serde(default = "default_vboxmanage")]
-    pub vboxmanage: PathBuf,
-    /// Value of `modifyvm --vm-execution-engine` for machines that are started; without it, theirs stays. `recompiler` runs where
-    /// VirtualBox's kernel module is not.
-    #[serde(default)]
-    pub execution_engine: Option<String>,
-    /// `VBOX_USER_HOME`: VirtualBox's settings, where they are not those of the agent's user.
-    #[serde(default)]
-    pub user_home: Option<PathBuf>,
-    /// `VBOX_IPC_SOCKETID`: which of several VirtualBoxes of one user.
-    #[serde(default)]
-    pub ipc_socket_id: Option<String>,
-}
-
-fn default_vboxmanage() -> PathBuf {
-    VBOXMANAGE.into()
-}
-
-impl Default for VirtualBoxConfig {
-    fn default() -> Self {
-        Self {
-            state_dir: PathBuf::new(),
-            vboxmanage: default_vboxmanage(),
-            execution_engine: None,
-            user_home: None,
-            ipc_socket_id: None,
-        }
-    }
-}
 
 /// The driver.
 pub struct VirtualBox {

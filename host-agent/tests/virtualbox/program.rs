@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use unasnap_host::hypervisor::virtualbox::VirtualBoxConfig;
-use unasnap_host::hypervisor::virtualbox::calls::{Calls, VBOXMANAGE, VBoxManage};
+use unasnap_host::hypervisor::virtualbox::calls::{Calls, VBoxManage};
 
 fn script(folder: &std::path::Path, text: &str) -> VBoxManage {
     let program = folder.join("VBoxManage");
@@ -22,7 +22,7 @@ fn script(folder: &std::path::Path, text: &str) -> VBoxManage {
 /// The wrapper of that name in the PATH prints warnings on stdout.
 #[test]
 fn the_program_proper_is_called() {
-    assert_eq!(VirtualBoxConfig::default().vboxmanage.to_str(), Some(VBOXMANAGE));
+    assert_eq!(VirtualBoxConfig::default().vboxmanage.to_str(), Some("/usr/lib/virtualbox/VBoxManage"));
 }
 
 #[tokio::test]

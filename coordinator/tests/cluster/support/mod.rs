@@ -209,6 +209,11 @@ impl Running {
         Ended { code: status.code().unwrap(), stdout, stderr }
     }
 
+    /// Without waiting.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// As an impatient operator ends it.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();

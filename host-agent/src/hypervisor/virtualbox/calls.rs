@@ -15,8 +15,6 @@ use tokio::process::Command;
 use super::super::{HypervisorError, Pending};
 use super::VirtualBoxConfig;
 
-/// Where the program proper is. The one in the `PATH` is a wrapper that prints warnings among the answers.
-pub const VBOXMANAGE: &str = "/usr/lib/virtualbox/VBoxManage";
 /// Most bytes of an answer that are read.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
 /// How VBoxManage begins each line of an error.
