@@ -32,20 +32,22 @@ pub mod virtualbox;
 /// What every asynchronous method of a driver returns.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, HypervisorError>> + Send + 'a>>;
 
-/// What the caller does in the pause of a cut: the atomic flip of protocol.md section 3. Each takes microseconds and
-/// keeps its own result.
+/// What the caller does in the pause of a cut: the atomic flip of protocol.md section 3, which takes microseconds and
+/// keeps its own result, and the wait for the other members.
 pub struct InPause<'a> {
     /// Called as soon as the VM stands still: until it resumes no frame goes into it or comes out of it.
     pub stopped: Box<dyn FnOnce() + Send + 'a>,
     /// Called when the RAM's instant is fixed: what is changed in RAM now is not in the snapshot.
     pub fixed: Box<dyn FnOnce() + Send + 'a>,
+    /// Awaited before the VM resumes; it bounds itself.
+    pub run_on: Pin<Box<dyn Future<Output = ()> + Send + 'a>>,
 }
 
 impl InPause<'_> {
     /// Nothing.
     #[must_use]
     pub fn nothing() -> Self {
-        Self { stopped: Box::new(|| {}), fixed: Box::new(|| {}) }
+        Self { stopped: Box::new(|| {}), fixed: Box::new(|| {}), run_on: Box::pin(async {}) }
     }
 }
 

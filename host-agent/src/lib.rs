@@ -29,4 +29,5 @@ pub mod member;
 pub mod run;
 pub mod store;
 pub mod switches;
+pub mod together;
 pub mod works;

@@ -12,7 +12,7 @@ use unasnap_channel::{Connection, Trust, Writer, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{
     Answer, ClockReading, CoordinatorSession, Envelope, Failure, FailureKind, Hello, HostSession, Inventory,
-    Order, ToHost, Undecided,
+    Order, Standing, ToHost, Undecided,
 };
 use unasnap_protocol::frame::Frame;
 use unasnap_protocol::name::Name;
@@ -23,6 +23,7 @@ use crate::fault_point;
 use crate::fence;
 use crate::member::Members;
 use crate::store::Store;
+use crate::together::Together;
 
 /// Between two attempts to connect.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -45,6 +46,10 @@ pub struct Link {
     pub store: Store,
     /// What members answer.
     pub answers: mpsc::UnboundedReceiver<(Envelope, Answer)>,
+    /// With whom members end their pauses.
+    pub together: Together,
+    /// Members that stand still.
+    pub standing: mpsc::UnboundedReceiver<Standing>,
 }
 
 impl Link {
@@ -106,6 +111,7 @@ impl Link {
                         None => {}
                     }
                 }
+                Some(standing) = self.standing.recv() => tell(&mut writer, &HostSession::Standing(standing)).await?,
                 Some((envelope, given)) = self.answers.recv() => answer(&mut writer, &envelope, &given).await?,
                 _ = tick.tick() => tell(&mut writer, &HostSession::Inventory(self.inventory())).await?,
                 error = &mut distrust => bail!("the coordinator is not trusted any more: {error}"),
@@ -122,6 +128,10 @@ impl Link {
             ToHost::Session(CoordinatorSession::Welcome(_)) => Ok(None),
             ToHost::Session(CoordinatorSession::Incarnations(current)) => {
                 tokio::spawn(fence::lift(self.members.clone(), current));
+                Ok(None)
+            }
+            ToHost::Session(CoordinatorSession::RunOn(snapshot)) => {
+                self.together.run_on(snapshot);
                 Ok(None)
             }
             ToHost::Session(CoordinatorSession::StillHere(asked_ns)) => {

@@ -21,6 +21,7 @@ use crate::link::Link;
 use crate::member::{self, Members};
 use crate::store::Store;
 use crate::switches::Switches;
+use crate::together::Together;
 use crate::works::{Origin, Works};
 
 /// Runs until SIGTERM or SIGINT; the VMs go on.
@@ -51,17 +52,19 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let taps: Arc<dyn Taps> = Arc::new(taps);
     let (answer_sender, answers) = mpsc::unbounded_channel();
+    let (together, standing) = Together::new();
     let mut members = Members::new();
     for (definition, found) in find_or_start(definitions, &drivers, &store).await {
         let (name, switches) = (definition.name.clone(), Switches::from_environment(&definition.name)?);
         let Some(hypervisor) = drivers.of(&definition) else { continue };
         let works = Works::new(definition, hypervisor, store.clone(), taps.clone(), switches);
+        let works = works.pausing_with(together.clone());
         works.take_charge(found).await;
         members.insert(name, member::start(Arc::new(works), answer_sender.clone()).await);
     }
     let after = config.self_fence_s.map(|seconds| Duration::from_secs(seconds.get()));
     let fence = after.map(|after| fence::start(after, members.clone()));
-    let link = Link { config, trust, members, fence, store, answers };
+    let link = Link { config, trust, members, fence, store, answers, together, standing };
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be waited for")?;
     tokio::select! {
         () = link.run() => {}

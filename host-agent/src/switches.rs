@@ -12,6 +12,9 @@ const TAKE_DELAY: &str = "UNASNAP_TEST_TAKE_DELAY_MS";
 /// The same for PREPARE.
 const PREPARE_DELAY: &str = "UNASNAP_TEST_PREPARE_DELAY_MS";
 
+/// Set, VMs wait for nobody in their pauses: colours alone make the cuts consistent. So it is with every mistake.
+const RESUME_ALONE: &str = "UNASNAP_TEST_RESUME_ALONE";
+
 /// What tests want of one VM; by default nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Switches {
@@ -19,6 +22,8 @@ pub struct Switches {
     pub prepare_delay: Duration,
     /// How much later than ordered its cut begins.
     pub take_delay: Duration,
+    /// Does it wait for nobody in its pause?
+    pub resumes_alone: bool,
     /// A mistake that is put back.
     pub fault: Fault,
     /// Another bound than the usual for a guest that is to shut down.
@@ -37,7 +42,8 @@ impl Switches {
             Err(_) => Fault::None,
         };
         let (prepare_delay, take_delay) = (delay(PREPARE_DELAY, vm)?, delay(TAKE_DELAY, vm)?);
-        Ok(Self { prepare_delay, take_delay, fault, shut_down_limit: None })
+        let resumes_alone = fault != Fault::None || std::env::var_os(RESUME_ALONE).is_some();
+        Ok(Self { prepare_delay, take_delay, resumes_alone, fault, shut_down_limit: None })
     }
 }
 

@@ -21,6 +21,7 @@ use crate::hypervisor::{Hypervisor, HypervisorError, Vm, VmState};
 use crate::store::manifest::{Identity, Saved};
 use crate::store::{Draft, Store, StoreError};
 use crate::switches::Switches;
+use crate::together::{Pause, Together};
 
 mod instant;
 mod living;
@@ -44,6 +45,8 @@ pub struct Works {
     /// What undid a cut was not heard by the hypervisor.
     owes_discard: AtomicBool,
     switches: Switches,
+    /// With whom it ends its pauses; with nobody where there is no coordinator.
+    together: Option<Together>,
     last_report: report::Remembered,
 }
 
@@ -74,9 +77,17 @@ impl Works {
             instance: Mutex::default(),
             draft: Arc::default(),
             switches,
+            together: None,
             owes_discard: AtomicBool::new(false),
             last_report: report::Remembered::default(),
         }
+    }
+
+    /// One that ends its pauses together with the other members.
+    #[must_use]
+    pub fn pausing_with(mut self, together: Together) -> Self {
+        self.together = Some(together).filter(|_| !self.switches.resumes_alone);
+        self
     }
 
     /// Takes charge of the instance, if there is one: adopted, or just started.
@@ -194,7 +205,10 @@ impl Works {
         let mut vm = self.living(Phase::Take).await?;
         let mut colours = self.colours.lock().await;
         instant::wait(at_ns, self.switches.take_delay).await?;
-        let cut = colours.cut(&mut *vm, envelope.epoch).await?;
+        let together = self.together.as_ref();
+        let pause =
+            together.map(|together| together.pause_of(envelope.vm.clone(), envelope.snapshot.clone()));
+        let cut = colours.cut(&mut *vm, envelope.epoch, pause.unwrap_or(Pause::alone())).await?;
         Ok(CutReport {
             colouring: colours.way(),
             send_flipped_ns: cut.send_flipped_ns,

@@ -288,6 +288,15 @@ pub struct Welcome {
     pub term: u64,
 }
 
+/// A member that stands still in the pause of its cut.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The member.
+    pub vm: Name,
+    /// The global snapshot that is taken.
+    pub snapshot: Name,
+}
+
 messages! {
     /// The host agent's part of the session.
     pub enum HostSession with () {
@@ -297,6 +306,9 @@ messages! {
         2 => Inventory(Inventory),
         /// To each StillHere, at once.
         3 => ClockReading(ClockReading),
+        /// In the pause of a cut: from now on nothing POSTSNAPSHOT is dropped at this member. [`CoordinatorSession::RunOn`] is
+        /// awaited, for a bounded time.
+        6 => Standing(Standing),
     }
 }
 
@@ -312,6 +324,8 @@ messages! {
         /// Right after the welcome: the incarnation that runs now of each deployment of which the host has reported VMs. One that
         /// was fenced while its host was cut off may go on only if it is of that incarnation.
         11 => Incarnations(Vec<(Name, u64)>),
+        /// Every member of this snapshot stands still or has cut: whatever is sent now reaches nobody before its cut.
+        14 => RunOn(Name),
     }
 }
 

@@ -144,7 +144,12 @@ fn sessions() {
     pin!(
         HostSession,
         (),
-        [HostSession::Hello(hello), HostSession::Inventory(inventory()), HostSession::ClockReading(reading)]
+        [
+            HostSession::Hello(hello),
+            HostSession::Inventory(inventory()),
+            HostSession::ClockReading(reading),
+            HostSession::Standing(Standing { vm: name("vm1"), snapshot: name("ring-000001") }),
+        ]
     );
     pin!(
         CoordinatorSession,
@@ -154,6 +159,7 @@ fn sessions() {
             CoordinatorSession::Goodbye("why".to_owned()),
             CoordinatorSession::StillHere(700),
             CoordinatorSession::Incarnations(vec![(name("ring"), 300)]),
+            CoordinatorSession::RunOn(name("ring-000001")),
         ]
     );
 }

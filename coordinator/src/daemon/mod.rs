@@ -19,6 +19,7 @@
 //! | `requests` | what operators ask |
 //! | `planning` | who takes part in a snapshot, and whether it may begin |
 //! | `taking` | carries out the snapshot's state machine |
+//! | `standing` | members that end their pauses together |
 //! | `restoring` | carries out the restore's state machine |
 //! | `verifying` | compares files of snapshots with their digests |
 //! | `controlling` | starts, stops, pauses, resumes and resets VMs |
@@ -41,6 +42,7 @@ mod planning;
 mod registry;
 mod requests;
 mod restoring;
+mod standing;
 mod taking;
 mod verifying;
 

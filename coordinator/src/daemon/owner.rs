@@ -116,6 +116,10 @@ impl Owner {
                 self.on_clock_reading(host, reading, heard_ns);
                 Ok(())
             }
+            FromHost::Session(HostSession::Standing(standing)) => {
+                self.on_standing(host, standing);
+                Ok(())
+            }
             FromHost::Session(HostSession::Hello(_)) => Ok(()),
             FromHost::Member(envelope, answer) => self.on_answer(host, &envelope, answer),
         }

@@ -26,6 +26,8 @@ pub struct Taking {
     pub hosts: BTreeMap<Name, Name>,
     /// When the machine wants to be woken.
     pub deadline: Instant,
+    /// Members that stand still until all do.
+    pub standing: BTreeSet<Name>,
     clocks: Clocks,
     watchers: Watchers,
     /// Is the deployment to be powered off when it is committed?
@@ -38,7 +40,8 @@ impl Taking {
     fn new(machine: Snapshot, stored: Stored, watchers: Watchers, pauses: bool) -> Self {
         let hosts = stored.places();
         let (deadline, clocks) = (Instant::now(), Clocks::default());
-        Self { machine, stored, hosts, deadline, clocks, watchers, pauses, then: None }
+        let standing = BTreeSet::new();
+        Self { machine, stored, hosts, deadline, standing, clocks, watchers, pauses, then: None }
     }
 
     /// Does an answer under this envelope from this host belong here?
@@ -222,7 +225,9 @@ impl Owner {
                 None => answer,
             };
             taking.handle(Event::Answer(vm, answer))
-        })
+        })?;
+        self.let_run_on(deployment);
+        Ok(())
     }
 
     /// A wait ran out.

@@ -22,7 +22,11 @@ async fn the_machine_stands_still_from_the_flip_to_the_resume() {
         let state = host.virtualbox.state.lock().unwrap();
         at.lock().unwrap().push((what, state.name, state.has_cut));
     };
-    let in_pause = InPause { stopped: Box::new(|| seen("stopped")), fixed: Box::new(|| seen("fixed")) };
+    let in_pause = InPause {
+        stopped: Box::new(|| seen("stopped")),
+        fixed: Box::new(|| seen("fixed")),
+        ..InPause::nothing()
+    };
     let times = vm.cut(in_pause).await.unwrap();
     assert_eq!(*at.lock().unwrap(), [("stopped", "paused", false), ("fixed", "paused", true)]);
     assert!(times.stopped_at <= times.instant && times.instant <= times.resumed_at);

@@ -250,6 +250,8 @@ impl<'a> Cluster<'a> {
         }
         if let Some((vm, milliseconds)) = self.scene.late.filter(|_| daemon > 0) {
             command.env("UNASNAP_TEST_TAKE_DELAY_MS", format!("{}={milliseconds}", name(vm)));
+            // The other VMs would wait for this one, and colours would have nothing to do.
+            command.env("UNASNAP_TEST_RESUME_ALONE", "1");
         }
         let title = if daemon == 0 { "the coordinator".to_owned() } else { format!("host agent {who}") };
         namespace.start(&title, &mut command, &self.log(daemon))

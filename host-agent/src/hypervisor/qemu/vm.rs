@@ -217,6 +217,9 @@ impl QemuVm {
         if let Some(command) = ram.leave_pause() {
             self.qmp.execute(command.0, command.1).await?;
         }
+        watch.lap("tidy");
+        in_pause.run_on.await;
+        watch.lap("others");
         self.run_on().await?;
         watch.lap("resume");
         let resumed_at = steady_ns();

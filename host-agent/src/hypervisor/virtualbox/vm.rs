@@ -172,7 +172,13 @@ impl VirtualBoxVm {
         std::fs::copy(&self.machine.vbox, &to).map_err(HypervisorError::file("write", &to))?;
         let taken = self.machine.taken()?;
         (in_pause.fixed)();
-        let parts = vec![("pause", instant - stopped_at), ("take", steady_ns() - instant)];
+        let fixed_at = steady_ns();
+        in_pause.run_on.await;
+        let parts = vec![
+            ("pause", instant - stopped_at),
+            ("take", fixed_at - instant),
+            ("others", steady_ns() - fixed_at),
+        ];
         Ok((CutTimes { stopped_at, instant, resumed_at: 0, parts }, taken))
     }
 
