@@ -96,6 +96,14 @@ impl Taking {
         }
     }
 
+    /// The cut may come at any moment. A thread of this process that takes part in it, if there is one.
+    pub(super) fn draw_near(&self) -> Option<i32> {
+        match self {
+            Self::Live(precopy) => precopy.draw_near(),
+            Self::StopAndSave => None,
+        }
+    }
+
     /// The pause begins; a command of QEMU's to be carried out in it, if there is one.
     pub(super) fn enter_pause(&self) -> Option<(&'static str, Value)> {
         match self {

@@ -1,5 +1,5 @@
 //! Around its cut a QEMU comes before the other programs of a busy host: what it does there takes a few milliseconds in which its
-//! guest, and soon all members, stand still. Guests' processors keep their place.
+//! guest, and soon all members, stand still. Guests' processors keep their place. What is done before comes after them.
 
 use std::path::PathBuf;
 
@@ -8,22 +8,27 @@ use super::super::process::Process;
 /// Begin of the name of a thread that runs a guest's processor (`-name debug-threads=on`).
 const GUEST_PROCESSOR: &str = "CPU ";
 
-/// Threads of a QEMU that have real-time priority until this is dropped.
+/// Nice value of what can wait: a tenth of the usual weight (sched(7): a factor of 1.25 each).
+const BEHIND: libc::c_int = 10;
+
+/// Threads that have real-time priority until this is dropped.
 #[derive(Debug)]
 pub(super) struct Urgent {
     threads: Vec<libc::pid_t>,
 }
 
 impl Urgent {
-    /// Raises all threads that there are. Where the host does not allow it, a cut is as quick as the host is idle.
-    pub(super) fn raise(process: &Process) -> Self {
+    /// Raises all threads that it has, and one of our own. Where the host does not allow it, a cut is as quick as the host is
+    /// idle.
+    pub(super) fn raise(process: &Process, own: Option<libc::pid_t>) -> Self {
         let tasks = PathBuf::from(format!("/proc/{}/task", process.pid));
         let threads = std::fs::read_dir(tasks).into_iter().flatten().flatten().filter_map(|task| {
             let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
             let thread = task.file_name().to_str()?.parse().ok()?;
             (!name.starts_with(GUEST_PROCESSOR) && schedule(thread, libc::SCHED_RR, 1)).then_some(thread)
         });
-        Self { threads: threads.collect() }
+        let own = own.filter(|thread| schedule(*thread, libc::SCHED_RR, 1));
+        Self { threads: threads.chain(own).collect() }
     }
 }
 
@@ -33,6 +38,16 @@ impl Drop for Urgent {
             schedule(*thread, libc::SCHED_OTHER, 0);
         }
     }
+}
+
+/// Has the calling thread come after all others, guests first of all; its id. It still gets a tenth of what they get.
+pub(super) fn step_back() -> libc::pid_t {
+    // SAFETY: neither call touches memory; the second is about the calling thread.
+    let (thread, result) = unsafe { (libc::gettid(), libc::setpriority(libc::PRIO_PROCESS, 0, BEHIND)) };
+    if result != 0 {
+        tracing::debug!(thread, error = %std::io::Error::last_os_error(), "its priority stays as it is");
+    }
+    thread
 }
 
 /// See sched_setscheduler(2); a thread that has ended is no error.

@@ -153,6 +153,7 @@ impl QemuVm {
             _ => None,
         };
         let Some(ram) = ram else { return Err(self.wrong_state("arm a cut", "prepare it first")) };
+        let own = ram.draw_near();
         let alive = ram.check(&self.qmp, self.name.as_str()).await;
         self.keep_or_explain(ram, alive)?;
         for chain in &self.instance.disks {
@@ -160,7 +161,7 @@ impl QemuVm {
         }
         let process = self.process()?;
         if let Some(cut) = self.stage.cut() {
-            cut.urgent = Some(Urgent::raise(&process));
+            cut.urgent = Some(Urgent::raise(&process, own));
         }
         Ok(())
     }

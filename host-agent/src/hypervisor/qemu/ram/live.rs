@@ -37,6 +37,8 @@ use crate::store::files::write_durably;
 const COPY_PATIENCE: Duration = Duration::from_secs(400);
 /// QEMU computes its threshold from our settings 100 ms after the start; before that it would be 0.
 const THRESHOLD_KNOWN: Duration = Duration::from_millis(150);
+/// Between two questions how far it is: each is work for the thread that serves the guest's devices.
+const ASK_EVERY: Duration = Duration::from_millis(20);
 /// How often QEMU must have looked for dirty pages: at the start, after everything was copied, and once more.
 const LOOKS: u64 = 3;
 /// How long what is still different may take to be sent.
@@ -120,7 +122,7 @@ impl Precopy {
                 let what = "the first copy of its RAM".to_owned();
                 return Err(HypervisorError::TimedOut { vm: vm.to_owned(), what, after: COPY_PATIENCE });
             }
-            tokio::time::sleep(super::ASK_EVERY).await;
+            tokio::time::sleep(ASK_EVERY).await;
         }
         self.receiver.set(Pace::Hold);
         self.set_room(NARROW_BYTES);
@@ -147,6 +149,12 @@ impl Precopy {
         }
         let path = self.folder.join(RAM_FILE);
         self.receiver.finish().err().map(|error| written(error, &path))
+    }
+
+    /// The cut may come at any moment: from now on the copy is at most some milliseconds old. The thread that keeps it.
+    pub(super) fn draw_near(&self) -> Option<i32> {
+        self.receiver.set(Pace::Near);
+        self.receiver.thread()
     }
 
     /// The pause is near: QEMU is to be able to send everything at once.

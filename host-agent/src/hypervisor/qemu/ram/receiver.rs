@@ -1,26 +1,32 @@
 //! The thread that takes QEMU's migration stream: as the destination of a migration that never takes over.
 //!
 //! ```text
-//!   Bulk ──▶ Hold ──▶ Drain ──▶ Finish          Stop: from any
+//!   Bulk ──▶ Hold ──▶ Near ──▶ Drain ──▶ Finish          Stop: from any
 //! ```
 //! QEMU writes as long as somebody reads. So how fast this thread reads is how much a precopy costs: in `Bulk` the
-//! first copy of everything, at a bounded rate; in `Hold` what the guest has changed since, every few
-//! milliseconds, and QEMU sleeps in between; in `Drain` - the pause - as fast as it comes, into memory: a file
-//! system may make its writers wait.
+//! first copy of everything, at a bounded rate; in `Hold` what the guest has changed since, now and then, while other
+//! members are still being prepared, and QEMU sleeps in between; in `Near` the same every few milliseconds; in `Drain` -
+//! the pause - as fast as it comes, into memory: a file system may make its writers wait. And since QEMU waits for
+//! it, the thread's low priority makes both leave the processors to guests who have something to do; around the pause the
+//! caller raises it.
 
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::image::Image;
 use super::stream::{Parser, StreamError, with_ram};
+use crate::hypervisor::qemu::urgency;
 
 /// Bytes of the first copy per second, so that the guests' disks keep their share of the host's.
 const BULK_BYTES_PER_S: u64 = 512 << 20;
-/// Time between two looks at what has changed.
-const HOLD_EVERY: Duration = Duration::from_millis(10);
+/// Time between two looks at what has changed. Each stops the guest's translated code for a moment.
+const HOLD_EVERY: Duration = Duration::from_millis(50);
+/// The same, when the cut may come at any moment.
+const NEAR_EVERY: Duration = Duration::from_millis(10);
 /// How long a read waits before the pace is looked at again; in [`Pace::Finish`], how long silence means the end.
 const SILENCE: Duration = Duration::from_millis(5);
 /// Read at a time.
@@ -35,6 +41,8 @@ pub(super) enum Pace {
     Bulk,
     /// One iteration of QEMU's at a time.
     Hold,
+    /// The same, more often.
+    Near,
     /// As fast as it comes.
     Drain,
     /// What has already been sent; then the thread ends.
@@ -78,6 +86,8 @@ pub(super) struct Receiver {
 struct Shared {
     pace: Mutex<Pace>,
     changed: Condvar,
+    /// The kernel's id of the thread; 0 before it has begun.
+    thread: AtomicI32,
 }
 
 impl Shared {
@@ -98,7 +108,11 @@ impl Receiver {
     /// Begins at [`Pace::Bulk`].
     pub(super) fn start(socket: UnixStream, image: Image) -> io::Result<Self> {
         socket.set_read_timeout(Some(SILENCE))?;
-        let shared = Arc::new(Shared { pace: Mutex::new(Pace::Bulk), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            pace: Mutex::new(Pace::Bulk),
+            changed: Condvar::new(),
+            thread: AtomicI32::new(0),
+        });
         let worker = Worker {
             socket,
             shared: shared.clone(),
@@ -114,6 +128,11 @@ impl Receiver {
     pub(super) fn set(&self, pace: Pace) {
         *self.shared.pace() = pace;
         self.shared.changed.notify_all();
+    }
+
+    /// The kernel's id of the thread; `None` before it has begun.
+    pub(super) fn thread(&self) -> Option<i32> {
+        Some(self.shared.thread.load(Ordering::Relaxed)).filter(|thread| *thread > 0)
     }
 
     /// Has it ended by itself? Only an error makes it do so before [`Pace::Finish`].
@@ -164,6 +183,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) -> Result<Received, ReceiveError> {
+        self.shared.thread.store(urgency::step_back(), Ordering::Relaxed);
         let mut schedule = Schedule { origin: Instant::now(), bytes: 0 };
         loop {
             let pace = *self.shared.pace();
@@ -183,6 +203,7 @@ impl Worker {
             match pace {
                 Pace::Bulk => self.shared.rest(schedule.ahead(count)),
                 Pace::Hold if self.received.parser.marks() > marks => self.shared.rest(HOLD_EVERY),
+                Pace::Near if self.received.parser.marks() > marks => self.shared.rest(NEAR_EVERY),
                 _ => {}
             }
         }
