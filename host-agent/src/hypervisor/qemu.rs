@@ -220,7 +220,7 @@ impl Qemu {
         let Some(process) = instance.living(&folder) else { return Ok(None) };
         instance.process = Some(process);
         // An agent that died in a cut has left QEMU urgent.
-        drop(Urgent::raise(&process, None));
+        drop(Urgent::raise(&process));
         let qmp = Qmp::connect(vm.name.as_str(), &folder.qmp, &folder.log).await?;
         let mut adopted = QemuVm::new(vm.name.clone(), folder, instance, qmp);
         adopted.discard_cut().await?;

@@ -96,21 +96,24 @@ impl Taking {
         }
     }
 
-    /// The cut may come at any moment. A thread of this process that takes part in it, if there is one.
-    pub(super) fn draw_near(&self) -> Option<i32> {
-        match self {
-            Self::Live(precopy) => precopy.draw_near(),
-            Self::StopAndSave => None,
+    /// The cut may come at any moment.
+    pub(super) fn draw_near(&self) {
+        if let Self::Live(precopy) = self {
+            precopy.draw_near();
         }
     }
 
-    /// The pause begins; a command of QEMU's to be carried out in it, if there is one.
+    /// The VM stands still.
+    pub(super) fn stopped(&self) {
+        if let Self::Live(precopy) = self {
+            precopy.open_wide();
+        }
+    }
+
+    /// A command of QEMU's to be carried out in the pause, if there is one.
     pub(super) fn enter_pause(&self) -> Option<(&'static str, Value)> {
         match self {
-            Self::Live(precopy) => {
-                precopy.open_wide();
-                Some(Precopy::save_devices())
-            }
+            Self::Live(_) => Some(Precopy::save_devices()),
             Self::StopAndSave => None,
         }
     }

@@ -153,7 +153,7 @@ impl QemuVm {
             _ => None,
         };
         let Some(ram) = ram else { return Err(self.wrong_state("arm a cut", "prepare it first")) };
-        let own = ram.draw_near();
+        ram.draw_near();
         let alive = ram.check(&self.qmp, self.name.as_str()).await;
         self.keep_or_explain(ram, alive)?;
         for chain in &self.instance.disks {
@@ -161,7 +161,7 @@ impl QemuVm {
         }
         let process = self.process()?;
         if let Some(cut) = self.stage.cut() {
-            cut.urgent = Some(Urgent::raise(&process, own));
+            cut.urgent = Some(Urgent::raise(&process));
         }
         Ok(())
     }
@@ -204,6 +204,7 @@ impl QemuVm {
         if let Some(stopped) = begun.next().await? {
             watch.lap_at("stop", stopped);
         }
+        ram.stopped();
         (in_pause.stopped)();
         for name in names {
             if let Some(done) = begun.next().await? {

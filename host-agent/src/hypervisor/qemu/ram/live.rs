@@ -151,13 +151,13 @@ impl Precopy {
         self.receiver.finish().err().map(|error| written(error, &path))
     }
 
-    /// The cut may come at any moment: from now on the copy is at most some milliseconds old. The thread that keeps it.
-    pub(super) fn draw_near(&self) -> Option<i32> {
+    /// The cut may come at any moment: from now on the copy is at most some milliseconds old.
+    pub(super) fn draw_near(&self) {
         self.receiver.set(Pace::Near);
-        self.receiver.thread()
     }
 
-    /// The pause is near: QEMU is to be able to send everything at once.
+    /// The VM stands still: QEMU is to be able to send everything at once. Not earlier: it would look for changes again and
+    /// again, and on a busy host nobody else would come to run.
     pub(super) fn open_wide(&self) {
         self.set_room(WIDE_BYTES);
         self.receiver.set(Pace::Drain);

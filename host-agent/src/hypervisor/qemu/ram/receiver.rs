@@ -7,19 +7,17 @@
 //! first copy of everything, at a bounded rate; in `Hold` what the guest has changed since, now and then, while other
 //! members are still being prepared, and QEMU sleeps in between; in `Near` the same every few milliseconds; in `Drain` -
 //! the pause - as fast as it comes, into memory: a file system may make its writers wait. And since QEMU waits for
-//! it, the thread's low priority makes both leave the processors to guests who have something to do; around the pause the
-//! caller raises it.
+//! it, the thread's low priority makes both leave the processors to guests who have something to do, until the cut is near.
 
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::image::Image;
 use super::stream::{Parser, StreamError, with_ram};
-use crate::hypervisor::qemu::urgency;
+use crate::hypervisor::qemu::urgency::Behind;
 
 /// Bytes of the first copy per second, so that the guests' disks keep their share of the host's.
 const BULK_BYTES_PER_S: u64 = 512 << 20;
@@ -86,13 +84,22 @@ pub(super) struct Receiver {
 struct Shared {
     pace: Mutex<Pace>,
     changed: Condvar,
-    /// The kernel's id of the thread; 0 before it has begun.
-    thread: AtomicI32,
+    /// While the thread lets others go first.
+    behind: Mutex<Option<Behind>>,
 }
 
 impl Shared {
     fn pace(&self) -> MutexGuard<'_, Pace> {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the thread into its place in the queue.
+    fn lead_on(&self, behind: Option<Behind>) {
+        let before =
+            std::mem::replace(&mut *self.behind.lock().unwrap_or_else(PoisonError::into_inner), behind);
+        if let Some(before) = before {
+            before.come_back();
+        }
     }
 
     /// Sleeps, but not longer than the pace stays as it is.
@@ -111,7 +118,7 @@ impl Receiver {
         let shared = Arc::new(Shared {
             pace: Mutex::new(Pace::Bulk),
             changed: Condvar::new(),
-            thread: AtomicI32::new(0),
+            behind: Mutex::default(),
         });
         let worker = Worker {
             socket,
@@ -124,15 +131,13 @@ impl Receiver {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Changes how the stream is read, at once.
+    /// Changes how the stream is read, at once. From [`Pace::Near`] on nobody goes first any more.
     pub(super) fn set(&self, pace: Pace) {
+        if pace != Pace::Hold {
+            self.shared.lead_on(None);
+        }
         *self.shared.pace() = pace;
         self.shared.changed.notify_all();
-    }
-
-    /// The kernel's id of the thread; `None` before it has begun.
-    pub(super) fn thread(&self) -> Option<i32> {
-        Some(self.shared.thread.load(Ordering::Relaxed)).filter(|thread| *thread > 0)
     }
 
     /// Has it ended by itself? Only an error makes it do so before [`Pace::Finish`].
@@ -183,7 +188,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) -> Result<Received, ReceiveError> {
-        self.shared.thread.store(urgency::step_back(), Ordering::Relaxed);
+        self.shared.lead_on(Behind::step_back());
         let mut schedule = Schedule { origin: Instant::now(), bytes: 0 };
         loop {
             let pace = *self.shared.pace();
