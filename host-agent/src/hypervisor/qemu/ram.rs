@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 pub(super) use self::live::Precopy;
 use super::super::HypervisorError;
+use super::super::process::Process;
 use super::qmp::Qmp;
 use crate::store::manifest::{FileRole, RamWay};
 
@@ -81,9 +82,14 @@ impl Taking {
     }
 
     /// Completes what can be done before the pause.
-    pub(super) async fn catch_up(&self, qmp: &Qmp, vm: &str) -> Result<(), HypervisorError> {
+    pub(super) async fn catch_up(
+        &mut self,
+        qmp: &Qmp,
+        process: &Process,
+        vm: &str,
+    ) -> Result<(), HypervisorError> {
         match self {
-            Self::Live(precopy) => precopy.catch_up(qmp, vm).await,
+            Self::Live(precopy) => precopy.catch_up(qmp, process, vm).await,
             Self::StopAndSave => Ok(()),
         }
     }

@@ -8,6 +8,8 @@ use super::super::process::Process;
 /// Begin of the name of a thread that runs a guest's processor (`-name debug-threads=on`).
 const GUEST_PROCESSOR: &str = "CPU ";
 
+/// Begin of the names of the threads that send RAM, of QEMU 9.1 and before that.
+const SENDERS: [&str; 2] = ["mig/src/", "live_migration"];
 /// Nice value of what can wait: a tenth of the usual weight (sched(7): a factor of 1.25 each).
 const BEHIND: libc::c_int = 10;
 
@@ -20,13 +22,8 @@ pub(super) struct Urgent {
 impl Urgent {
     /// Raises all threads that there are. Where the host does not allow it, a cut is as quick as the host is idle.
     pub(super) fn raise(process: &Process) -> Self {
-        let tasks = PathBuf::from(format!("/proc/{}/task", process.pid));
-        let threads = std::fs::read_dir(tasks).into_iter().flatten().flatten().filter_map(|task| {
-            let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
-            let thread = task.file_name().to_str()?.parse().ok()?;
-            (!name.starts_with(GUEST_PROCESSOR) && schedule(thread, libc::SCHED_RR, 1)).then_some(thread)
-        });
-        Self { threads: threads.collect() }
+        let threads = threads(process, |name| !name.starts_with(GUEST_PROCESSOR));
+        Self { threads: threads.filter(|thread| schedule(*thread, libc::SCHED_RR, 1)).collect() }
     }
 }
 
@@ -38,25 +35,52 @@ impl Drop for Urgent {
     }
 }
 
-/// A thread of this program that lets all others go first, guests first of all. It still gets a tenth of what they get.
-#[derive(Debug)]
+/// Threads that let all others go first, guests first of all. They still get a tenth of what the others get.
+#[derive(Debug, Default)]
 pub(super) struct Behind {
-    thread: libc::pid_t,
+    threads: Vec<libc::pid_t>,
 }
 
 impl Behind {
-    /// The calling thread; `None` where the host would not let it come back (setpriority(2), without CAP_SYS_NICE).
-    pub(super) fn step_back() -> Option<Self> {
+    /// The calling thread.
+    pub(super) fn this_thread() -> Self {
         // SAFETY: the call touches no memory.
-        let thread = unsafe { libc::gettid() };
-        let may_return = [BEHIND, 0, BEHIND].into_iter().all(|nice| set_nice(thread, nice));
-        may_return.then_some(Self { thread })
+        Self::all([unsafe { libc::gettid() }])
     }
 
-    /// Back to its place.
-    pub(super) fn come_back(&self) {
-        set_nice(self.thread, 0);
+    /// The threads with which a QEMU sends its RAM; none yet, right after it was told to.
+    pub(super) fn senders(process: &Process) -> Self {
+        Self::all(threads(process, |name| SENDERS.iter().any(|sender| name.starts_with(sender))))
     }
+
+    /// Those that the host would let come back (setpriority(2): without CAP_SYS_NICE it lets nobody).
+    fn all(threads: impl IntoIterator<Item = libc::pid_t>) -> Self {
+        let may_return =
+            |thread: &libc::pid_t| [BEHIND, 0, BEHIND].iter().all(|nice| set_nice(*thread, *nice));
+        Self { threads: threads.into_iter().filter(may_return).collect() }
+    }
+
+    /// Is there nobody?
+    pub(super) fn is_empty(&self) -> bool {
+        self.threads.is_empty()
+    }
+
+    /// Back to their places.
+    pub(super) fn come_back(&self) {
+        for thread in &self.threads {
+            set_nice(*thread, 0);
+        }
+    }
+}
+
+/// Those threads of a process whose names are wanted.
+fn threads(process: &Process, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = libc::pid_t> {
+    let tasks = PathBuf::from(format!("/proc/{}/task", process.pid));
+    std::fs::read_dir(tasks).into_iter().flatten().flatten().filter_map(move |task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let thread = task.file_name().to_str()?.parse().ok()?;
+        wanted(&name).then_some(thread)
+    })
 }
 
 fn set_nice(thread: libc::pid_t, nice: libc::c_int) -> bool {

@@ -124,8 +124,9 @@ impl QemuVm {
         }
         self.instance.write(&self.folder)?;
         disks::open_overlays(&self.qmp, &self.instance.disks, &self.folder).await?;
-        let begun = Taking::begin(&self.qmp, self.way(), target, self.instance.memory_bytes).await?;
-        let caught_up = begun.catch_up(&self.qmp, self.name.as_str()).await;
+        let process = self.process()?;
+        let mut begun = Taking::begin(&self.qmp, self.way(), target, self.instance.memory_bytes).await?;
+        let caught_up = begun.catch_up(&self.qmp, &process, self.name.as_str()).await;
         self.keep_or_explain(begun, caught_up)
     }
 

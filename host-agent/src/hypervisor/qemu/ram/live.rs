@@ -30,7 +30,9 @@ use super::image::Image;
 use super::receiver::{Pace, ReceiveError, Receiver};
 use super::{DEVICES_FILE, RAM_FILE};
 use crate::hypervisor::HypervisorError;
+use crate::hypervisor::process::Process;
 use crate::hypervisor::qemu::qmp::Qmp;
+use crate::hypervisor::qemu::urgency::Behind;
 use crate::store::files::write_durably;
 
 /// How long the first copy may take; at its bounded rate that is enough for 200 GiB that are not zero.
@@ -78,6 +80,8 @@ pub(super) async fn configure(qmp: &Qmp) -> Result<(), HypervisorError> {
 #[derive(Debug)]
 pub(in crate::hypervisor::qemu) struct Precopy {
     receiver: Receiver,
+    /// QEMU's threads that send it.
+    senders: Behind,
     /// QEMU's end of the socket, to change its size.
     qemu_end: UnixStream,
     folder: PathBuf,
@@ -100,7 +104,8 @@ impl Precopy {
             memory_file().map_err(HypervisorError::file("make a file in memory for", folder))?;
         Self::forget_file(qmp).await?;
         qmp.execute_with_fd("add-fd", json!({"fdset-id": DEVICES_FDSET}), writable).await?;
-        let precopy = Self { receiver, qemu_end, folder: folder.to_owned(), devices };
+        let senders = Behind::default();
+        let precopy = Self { receiver, senders, qemu_end, folder: folder.to_owned(), devices };
         precopy.set_room(WIDE_BYTES);
         let handed = precopy.qemu_end.as_fd().try_clone_to_owned();
         let handed = handed.map_err(HypervisorError::file("make a socket for", &path))?;
@@ -110,9 +115,17 @@ impl Precopy {
     }
 
     /// Waits for the first copy; from then on it is kept up to date.
-    pub(super) async fn catch_up(&self, qmp: &Qmp, vm: &str) -> Result<(), HypervisorError> {
+    pub(super) async fn catch_up(
+        &mut self,
+        qmp: &Qmp,
+        process: &Process,
+        vm: &str,
+    ) -> Result<(), HypervisorError> {
         let begun = Instant::now();
         loop {
+            if self.senders.is_empty() {
+                self.senders = Behind::senders(process);
+            }
             let info = self.check(qmp, vm).await?;
             let looks = info["ram"]["dirty-sync-count"].as_u64().unwrap_or(0);
             if looks >= LOOKS && begun.elapsed() >= THRESHOLD_KNOWN {
@@ -153,6 +166,7 @@ impl Precopy {
 
     /// The cut may come at any moment: from now on the copy is at most some milliseconds old.
     pub(super) fn draw_near(&self) {
+        self.senders.come_back();
         self.receiver.set(Pace::Near);
     }
 

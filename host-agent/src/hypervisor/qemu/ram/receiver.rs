@@ -85,7 +85,7 @@ struct Shared {
     pace: Mutex<Pace>,
     changed: Condvar,
     /// While the thread lets others go first.
-    behind: Mutex<Option<Behind>>,
+    behind: Mutex<Behind>,
 }
 
 impl Shared {
@@ -93,13 +93,11 @@ impl Shared {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts the thread into its place in the queue.
-    fn lead_on(&self, behind: Option<Behind>) {
+    /// Puts the thread into its place among all others.
+    fn queue(&self, behind: Behind) {
         let before =
             std::mem::replace(&mut *self.behind.lock().unwrap_or_else(PoisonError::into_inner), behind);
-        if let Some(before) = before {
-            before.come_back();
-        }
+        before.come_back();
     }
 
     /// Sleeps, but not longer than the pace stays as it is.
@@ -134,7 +132,7 @@ impl Receiver {
     /// Changes how the stream is read, at once. From [`Pace::Near`] on nobody goes first any more.
     pub(super) fn set(&self, pace: Pace) {
         if pace != Pace::Hold {
-            self.shared.lead_on(None);
+            self.shared.queue(Behind::default());
         }
         *self.shared.pace() = pace;
         self.shared.changed.notify_all();
@@ -188,7 +186,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) -> Result<Received, ReceiveError> {
-        self.shared.lead_on(Behind::step_back());
+        self.shared.queue(Behind::this_thread());
         let mut schedule = Schedule { origin: Instant::now(), bytes: 0 };
         loop {
             let pace = *self.shared.pace();
