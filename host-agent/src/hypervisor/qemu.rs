@@ -13,7 +13,7 @@
 //! | `disks`, `ram` | the parts of a cut |
 //! | `guest_ram` | a word of the guest's RAM, read and written in a pause |
 //! | `devices` | were any plugged in or out meanwhile? |
-//! | `urgency` | real-time priority around a cut |
+//! | `urgency` | real-time priority around a cut, and the last place in the queue before it |
 //! | `tap`, `tool` | network devices; programs of the host |
 //!
 //! QEMU daemonizes: it survives the host agent, whatever ends that, and is adopted by the next one.
