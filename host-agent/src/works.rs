@@ -23,6 +23,7 @@ use crate::store::{Draft, Store, StoreError};
 use crate::switches::Switches;
 
 mod instant;
+mod leaving;
 mod living;
 mod power;
 mod report;
@@ -334,7 +335,7 @@ fn store_failure(error: &StoreError, phase: Phase) -> Failure {
 }
 
 /// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

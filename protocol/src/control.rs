@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::DecodeError;
 use crate::frame::Frame;
 use crate::guest::{Epoch, Prefix};
+use crate::household::{HostOrder, HostWord};
 use crate::name::Name;
 use crate::power::{Controlled, Verb};
 
@@ -297,6 +298,8 @@ messages! {
         2 => Inventory(Inventory),
         /// To each StillHere, at once.
         3 => ClockReading(ClockReading),
+        /// About VMs that come and go, and disks that they share.
+        4 => Household(HostWord),
     }
 }
 
@@ -312,6 +315,8 @@ messages! {
         /// Right after the welcome: the incarnation that runs now of each deployment of which the host has reported VMs. One that
         /// was fenced while its host was cut off may go on only if it is of that incarnation.
         11 => Incarnations(Vec<(Name, u64)>),
+        /// About VMs that come and go, and disks that they share.
+        12 => Household(HostOrder),
     }
 }
 

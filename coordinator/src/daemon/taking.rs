@@ -183,7 +183,8 @@ impl Owner {
         let verifying = || {
             self.verifyings.get(deployment).map(|verifying| format!("the verification of {}", verifying.id))
         };
-        taking.or_else(restoring).or_else(verifying).or_else(|| self.open_control(deployment))
+        let control = || self.open_control(deployment).or_else(|| self.open_chore(deployment));
+        taking.or_else(restoring).or_else(verifying).or_else(control)
     }
 
     /// What is being done to its VMs, in words.
