@@ -183,13 +183,13 @@ impl Owner {
         let verifying = || {
             self.verifyings.get(deployment).map(|verifying| format!("the verification of {}", verifying.id))
         };
-        let control = || self.open_control(deployment).or_else(|| self.open_chore(deployment));
-        taking.or_else(restoring).or_else(verifying).or_else(control)
+        taking.or_else(restoring).or_else(verifying).or_else(|| self.open_control(deployment))
     }
 
-    /// What is being done to its VMs, in words.
+    /// What is being done to its VMs, in words; also when one comes or goes.
     pub(super) fn open_control(&self, deployment: &Name) -> Option<String> {
-        self.controllings.values().find_map(|controlling| controlling.open_in(deployment))
+        let control = self.controllings.values().find_map(|controlling| controlling.open_in(deployment));
+        control.or_else(|| self.open_chore(deployment))
     }
 
     /// Takes up what a dead coordinator left: aborts what was not committed, tells of what was.
