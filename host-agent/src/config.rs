@@ -24,6 +24,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Folder of VM definitions, one TOML file each.
     pub vm_dir: PathBuf,
+    /// Folders of the images, kernels and initial RAM disks of which operators may make VMs.
+    #[serde(default = "default_image_dirs")]
+    pub image_dirs: Vec<PathBuf>,
     /// Certificates.
     pub tls: TlsFiles,
     /// How QEMU is used.
@@ -47,6 +50,10 @@ fn default_reserve() -> u64 {
     256
 }
 
+fn default_image_dirs() -> Vec<PathBuf> {
+    vec!["/srv/images".into()]
+}
+
 impl Config {
     /// How much of the disk snapshots may take.
     #[must_use]
@@ -65,7 +72,7 @@ impl Config {
         let mut config: Self = toml::from_str(&text)
             .with_context(|| format!("the configuration {} is wrong", path.display()))?;
         let folder = std::path::absolute(folder_of(path))?;
-        for entry in [&mut config.state_dir, &mut config.vm_dir] {
+        for entry in [&mut config.state_dir, &mut config.vm_dir].into_iter().chain(&mut config.image_dirs) {
             *entry = std::path::absolute(folder.join(&*entry))?;
         }
         config.tls.resolve(&folder);

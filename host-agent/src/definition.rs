@@ -34,7 +34,6 @@
 //! Relative paths are relative to the file's folder.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -51,7 +50,7 @@ pub const MAX_CPUS: u32 = 64;
 /// Most disks, and most network cards, of a VM: both are PCI devices of one bus.
 pub const MAX_DEVICES: usize = 8;
 /// Largest definition file that is read, bytes.
-const MAX_FILE_BYTES: u64 = 64 * 1024;
+pub const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// One VM as its operator describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,8 +92,37 @@ pub struct VmDefinition {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
-    /// The qcow2 image it starts from. It is never written: the VM writes to overlays of it.
+    /// The image it starts from. It is never written: the VM writes to overlays of it.
     pub image: PathBuf,
+    /// What the image is.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub format: ImageFormat,
+}
+
+/// What a disk's image is. It is never guessed: a raw image may begin with anything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// QEMU's.
+    #[default]
+    Qcow2,
+    /// The disk byte by byte.
+    Raw,
+}
+
+impl ImageFormat {
+    /// As QEMU calls it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A network card of a VM.
@@ -210,7 +238,15 @@ impl VmDefinition {
     pub fn load(path: &Path) -> Result<Self, DefinitionError> {
         let text = read_capped(path)
             .map_err(|source| DefinitionError::Unreadable { path: path.to_owned(), source })?;
-        let mut definition: Self = toml::from_str(&text)
+        Self::parse(&text, path)
+    }
+
+    /// As [`load`](Self::load), of a file that would have this text.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, DefinitionError> {
+        let mut definition: Self = toml::from_str(text)
             .map_err(|error| DefinitionError::Syntax { path: path.to_owned(), reason: error.to_string() })?;
         let folder = path.parent().unwrap_or(Path::new("."));
         for (_, file) in definition.files_mut() {
@@ -236,6 +272,14 @@ impl VmDefinition {
         Ok(definition)
     }
 
+    /// The text of its file, as an operator would write it.
+    ///
+    /// # Errors
+    /// A path in it is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
+
     /// Every path of the definition with its key.
     fn files_mut(&mut self) -> impl Iterator<Item = (String, &mut PathBuf)> {
         let kernel = self.kernel.iter_mut().map(|path| ("kernel".to_owned(), path));
@@ -247,7 +291,7 @@ impl VmDefinition {
     /// Addresses of all network cards by which other members know this VM.
     #[must_use]
     pub fn prefixes(&self) -> Vec<Prefix> {
-        self.nics.iter().flat_map(|nic| &nic.addresses).filter_map(|address| prefix(address)).collect()
+        self.nics.iter().flat_map(|nic| &nic.addresses).filter_map(|address| address.parse().ok()).collect()
     }
 
     /// RAM, bytes.
@@ -263,6 +307,18 @@ impl VmDefinition {
 /// # Errors
 /// Only when the folder itself cannot be listed.
 pub fn load_folder(folder: &Path) -> Result<(Vec<VmDefinition>, Vec<DefinitionError>), DefinitionError> {
+    let (good, bad) = load_files(folder)?;
+    Ok((good.into_iter().map(|(_, definition)| definition).collect(), bad))
+}
+
+/// A file, and the VM that it defines.
+pub type Defined = (PathBuf, VmDefinition);
+
+/// As [`load_folder`], each with its file.
+///
+/// # Errors
+/// As there.
+pub fn load_files(folder: &Path) -> Result<(Vec<Defined>, Vec<DefinitionError>), DefinitionError> {
     let unreadable = |source| DefinitionError::Unreadable { path: folder.to_owned(), source };
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
@@ -283,8 +339,8 @@ pub fn load_folder(folder: &Path) -> Result<(Vec<VmDefinition>, Vec<DefinitionEr
                     bad.push(DefinitionError::Duplicate { path, first, name });
                 }
                 None => {
-                    seen.insert(definition.name.clone(), path);
-                    good.push(definition);
+                    seen.insert(definition.name.clone(), path.clone());
+                    good.push((path, definition));
                 }
             },
         }
@@ -337,7 +393,12 @@ impl Checker<'_> {
         for (index, nic) in self.definition.nics.iter().enumerate() {
             for address in &nic.addresses {
                 let rule = "use an IP address or a prefix such as 10.77.1.0/24";
-                self.require(prefix(address).is_some(), &format!("nic[{index}].addresses"), address, rule)?;
+                self.require(
+                    address.parse::<Prefix>().is_ok(),
+                    &format!("nic[{index}].addresses"),
+                    address,
+                    rule,
+                )?;
             }
         }
         Ok(())
@@ -387,19 +448,6 @@ fn is_mac(text: &str) -> bool {
     let hex = |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
     let unicast = |part: &str| u8::from_str_radix(part, 16).is_ok_and(|byte| byte % 2 == 0);
     bytes.len() == 6 && bytes.iter().all(hex) && unicast(bytes[0])
-}
-
-/// `10.77.1.1` or `10.77.1.0/24`; an address alone stands for itself.
-fn prefix(text: &str) -> Option<Prefix> {
-    let (address, length) =
-        text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
-    let address = address.parse::<IpAddr>().ok()?;
-    let longest = if address.is_ipv4() { 32 } else { 128 };
-    let length = length.map_or(Ok(longest), str::parse).ok().filter(|length| *length <= longest)?;
-    Some(match address {
-        IpAddr::V4(address) => Prefix::V4(address.octets(), length),
-        IpAddr::V6(address) => Prefix::V6(address.octets(), length),
-    })
 }
 
 // The path is written out because `tests/fuzz` reads this file, too.

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use unasnap_protocol::name::Name;
 
-use crate::member::Members;
+use crate::members::Members;
 
 /// Stops all VMs whenever nothing was heard for so long; what it returns is to be told of every word of the coordinator's.
 #[must_use]
@@ -20,7 +20,7 @@ pub fn start(after: Duration, members: Members) -> watch::Sender<Instant> {
                 word = words.changed() => if word.is_err() { return },
                 () = sleep_until(deadline) => {
                     tracing::error!("no word from the coordinator for {} s: all VMs are stopped until it is back", after.as_secs());
-                    for member in members.values() {
+                    for member in members.list() {
                         member.works().fence().await;
                     }
                     if words.changed().await.is_err() {
@@ -35,7 +35,7 @@ pub fn start(after: Duration, members: Members) -> watch::Sender<Instant> {
 
 /// Lets VMs go on that are of the incarnation that runs now of their deployment.
 pub async fn lift(members: Members, current: Vec<(Name, u64)>) {
-    for member in members.values() {
+    for member in members.list() {
         let deployment = member.standing().report.deployment;
         if let Some((_, incarnation)) = current.iter().find(|(name, _)| *name == deployment) {
             member.works().lift_fence(*incarnation).await;

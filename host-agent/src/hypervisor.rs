@@ -22,9 +22,9 @@ use serde::Serialize;
 use unasnap_protocol::name::Name;
 
 use crate::definition::VmDefinition;
-use crate::store::manifest::{Facts, Manifest, Saved};
+use crate::store::manifest::{BaseImage, Facts, Manifest, Saved};
 
-mod base_image;
+pub(crate) mod base_image;
 mod process;
 pub mod qemu;
 pub mod virtualbox;
@@ -76,6 +76,29 @@ pub trait Hypervisor: Send + Sync {
     /// Ends the instance of the VM of this name, whatever state it is in, and returns once it is known to be
     /// dead. Success when there is none. The disks of the VM stay.
     fn destroy<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()>;
+
+    /// Makes the disks of a VM that has never run here, and starts nothing. What lies here under its name is deleted
+    /// first. Its first boot will be of this incarnation.
+    fn make<'a>(&'a self, vm: &'a VmDefinition, ground: Ground<'a>, incarnation: u64) -> Pending<'a, ()>;
+
+    /// Deletes everything that is kept of the VM of this name but its snapshots. Refused while an instance lives;
+    /// success when there is nothing.
+    fn forget<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()>;
+
+    /// The files of each disk of a VM as it is now, from the operator's image upwards.
+    ///
+    /// # Errors
+    /// What is remembered of it cannot be read.
+    fn disk_files(&self, vm: &VmDefinition) -> Result<Vec<Vec<PathBuf>>, HypervisorError>;
+}
+
+/// What the disks of a new VM hold.
+#[derive(Debug, Clone, Copy)]
+pub enum Ground<'a> {
+    /// The images that its definition names. Of those that are known here no digest has to be computed.
+    Bases(&'a [BaseImage]),
+    /// What the disks of this VM hold now. It does not run, and keeps them.
+    DisksOf(&'a VmDefinition),
 }
 
 /// One living instance of a VM.

@@ -12,18 +12,21 @@ use unasnap_channel::{Connection, Trust, Writer, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{
     Answer, ClockReading, CoordinatorSession, Envelope, Failure, FailureKind, Hello, HostSession, Inventory,
-    Order, Standing, ToHost, Undecided,
+    Order, Phase, Standing, ToHost, Undecided,
 };
 use unasnap_protocol::frame::Frame;
+use unasnap_protocol::household::{HostOrder, HostWord};
 use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 use unasnap_protocol::participant::phase_of;
 
 use crate::config::Config;
 use crate::fault_point;
 use crate::fence;
-use crate::member::Members;
-use crate::store::Store;
+use crate::members::Members;
+use crate::store::{Store, StoreError};
 use crate::together::Together;
+use crate::works::chain;
 
 /// Between two attempts to connect.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -40,12 +43,16 @@ pub struct Link {
     pub trust: Trust,
     /// To whom orders go.
     pub members: Members,
+    /// To whom orders go that are no member's affair.
+    pub household: mpsc::Sender<HostOrder>,
     /// Who is told that the coordinator lives, with `self_fence_s`.
     pub fence: Option<watch::Sender<Instant>>,
     /// Where undecided snapshots lie.
     pub store: Store,
     /// What members answer.
     pub answers: mpsc::UnboundedReceiver<(Envelope, Answer)>,
+    /// What the household says.
+    pub words: mpsc::UnboundedReceiver<HostWord>,
     /// With whom members end their pauses.
     pub together: Together,
     /// Members that stand still.
@@ -113,6 +120,7 @@ impl Link {
                 }
                 Some(standing) = self.standing.recv() => tell(&mut writer, &HostSession::Standing(standing)).await?,
                 Some((envelope, given)) = self.answers.recv() => answer(&mut writer, &envelope, &given).await?,
+                Some(word) = self.words.recv() => tell(&mut writer, &HostSession::Household(word)).await?,
                 _ = tick.tick() => tell(&mut writer, &HostSession::Inventory(self.inventory())).await?,
                 error = &mut distrust => bail!("the coordinator is not trusted any more: {error}"),
                 () = sleep_until(heard + SILENCE_LIMIT) => bail!("the coordinator was silent for 5 s"),
@@ -134,6 +142,9 @@ impl Link {
                 self.together.run_on(snapshot);
                 Ok(None)
             }
+            ToHost::Session(CoordinatorSession::Household(order)) => {
+                Ok(self.entrust(order).map(|word| Reply::Session(HostSession::Household(word))))
+            }
             ToHost::Session(CoordinatorSession::StillHere(asked_ns)) => {
                 let reading = ClockReading { asked_ns, received_ns, answered_ns: steady_ns() };
                 Ok(Some(Reply::Session(HostSession::ClockReading(reading))))
@@ -145,11 +156,40 @@ impl Link {
         }
     }
 
+    /// One that finds no place is refused at once.
+    fn entrust(&self, order: HostOrder) -> Option<HostWord> {
+        match self.household.try_send(order) {
+            Err(error) => match error.into_inner() {
+                HostOrder::Task { number, task, .. } => {
+                    let text = format!(
+                        "too much is waiting on host {}; try `{}` again",
+                        self.config.name,
+                        task.label()
+                    );
+                    let outcome = Err(RequestError::new(RequestErrorKind::Refused, text));
+                    Some(HostWord::Done { number, outcome })
+                }
+                // It is asked again at the next hello.
+                HostOrder::Missing(_) => None,
+            },
+            Ok(()) => None,
+        }
+    }
+
     fn deliver(&self, envelope: Envelope, order: Order) -> Option<(Envelope, Answer)> {
         tracing::info!(vm = %envelope.vm, snapshot = %envelope.snapshot, epoch = envelope.epoch, order = order.name());
         if let Some(member) = self.members.get(&envelope.vm) {
             member.order(envelope, order);
             return None;
+        }
+        // What is left of one that was removed.
+        if order == Order::Delete(()) {
+            let deleted = self.store.delete_vm(&envelope.snapshot, &envelope.vm);
+            let failure = |error: StoreError| Failure::new(FailureKind::Files, Phase::Delete, chain(&error));
+            return Some((
+                envelope,
+                deleted.map_or_else(|error| Answer::Refused(failure(error)), Answer::Deleted),
+            ));
         }
         let text = format!("host {} has no VM of this name; look at its vm_dir", self.config.name);
         let failure = Failure::new(FailureKind::VmNotRunning, phase_of(&order), text);
@@ -167,14 +207,14 @@ impl Link {
     }
 
     fn inventory(&self) -> Inventory {
-        let vms = self.members.values().map(|member| member.standing().report).collect();
+        let vms = self.members.list().iter().map(|member| member.standing().report).collect();
         Inventory { vms, free_bytes: self.store.free_bytes().unwrap_or(0) }
     }
 
     /// Snapshots that members hold open, and those that an earlier run of this agent left in the store.
     fn undecided(&self) -> Vec<Undecided> {
         let mut open: Vec<_> =
-            self.members.values().filter_map(|member| member.standing().undecided).collect();
+            self.members.list().iter().filter_map(|member| member.standing().undecided).collect();
         for left in self.left_by_predecessor() {
             if !open.iter().any(|known| known.envelope.same_course(&left.envelope)) {
                 open.push(left);

@@ -3,18 +3,16 @@
 //! Jobs are futures of [`Works`]; each is bounded by [`limit`]. Saving runs beside them and ends when
 //! it is dropped, which is how an abort stops it.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use unasnap_protocol::control::{
     Answer, Envelope, Failure, FailureKind, Order, Phase, SavedReport, Undecided, VmReport, VmState,
 };
-use unasnap_protocol::name::Name;
 use unasnap_protocol::participant::{Command, Event, Job, Outcome, Participant, Step};
 
 use crate::works::Works;
@@ -28,12 +26,13 @@ type Pending<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 #[derive(Clone)]
 pub struct Handle {
     orders: mpsc::Sender<(Envelope, Order)>,
+    leave: mpsc::Sender<Leave>,
     standing: watch::Receiver<Standing>,
     works: Arc<Works>,
 }
 
-/// All members of this host.
-pub type Members = BTreeMap<Name, Handle>;
+/// The wish that a member's task ends; the answer is what is under way there, if it is not idle.
+type Leave = oneshot::Sender<Result<(), String>>;
 
 /// A member at one moment.
 #[derive(Debug, Clone)]
@@ -54,8 +53,21 @@ impl Handle {
 
     /// Its VM.
     #[must_use]
-    pub fn works(&self) -> &Works {
+    pub fn works(&self) -> &Arc<Works> {
         &self.works
+    }
+
+    /// Ends the task, so that nobody but the caller has to do with the VM. Success when it has ended already.
+    ///
+    /// # Errors
+    /// What is under way there: the task goes on.
+    pub async fn end(&self) -> Result<(), String> {
+        let (answer, answered) = oneshot::channel();
+        if self.leave.send(answer).await.is_err() {
+            return Ok(());
+        }
+        // A task that ended meanwhile answers nobody.
+        answered.await.unwrap_or(Ok(()))
     }
 
     /// The member as it stood a second ago at most.
@@ -65,9 +77,10 @@ impl Handle {
     }
 }
 
-/// Starts the task of one member; it ends when the handle is dropped.
+/// Starts the task of one member; it ends when the handle and its copies are dropped, or by [`Handle::end`].
 pub async fn start(works: Arc<Works>, answers: mpsc::UnboundedSender<(Envelope, Answer)>) -> Handle {
     let (order_sender, orders) = mpsc::channel(64);
+    let (leave, leaving) = mpsc::channel(1);
     let standing = Standing { report: works.report().await, undecided: None };
     let (standing_sender, standing) = watch::channel(standing);
     let participant = Participant::new(works.incarnation().await);
@@ -81,8 +94,8 @@ pub async fn start(works: Arc<Works>, answers: mpsc::UnboundedSender<(Envelope, 
         wake: None,
         standing: standing_sender,
     };
-    tokio::spawn(member.run(orders));
-    Handle { orders: order_sender, standing, works }
+    tokio::spawn(member.run(orders, leaving));
+    Handle { orders: order_sender, leave, standing, works }
 }
 
 struct Member {
@@ -97,7 +110,11 @@ struct Member {
 }
 
 impl Member {
-    async fn run(mut self, mut orders: mpsc::Receiver<(Envelope, Order)>) {
+    async fn run(
+        mut self,
+        mut orders: mpsc::Receiver<(Envelope, Order)>,
+        mut leaving: mpsc::Receiver<Leave>,
+    ) {
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -107,6 +124,17 @@ impl Member {
                     Some((envelope, order)) => Event::Order(envelope, order),
                     None => return,
                 },
+                Some(answer) = leaving.recv() => {
+                    let open = self.participant.open().map(|open| open.snapshot.to_string());
+                    let leaves = open.map_or(Ok(()), Err);
+                    let ends = leaves.is_ok();
+                    // Whoever asked and went away has no use for the answer.
+                    let heard = answer.send(leaves).is_ok();
+                    if ends && heard {
+                        return;
+                    }
+                    continue;
+                }
                 result = ended(&mut self.job) => Event::JobDone(result),
                 result = ended(&mut self.saving) => Event::SaveDone(result),
                 () = until(self.wake) => Event::Deadline,

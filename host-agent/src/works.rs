@@ -24,6 +24,7 @@ use crate::switches::Switches;
 use crate::together::{Pause, Together};
 
 mod instant;
+mod leaving;
 mod living;
 mod power;
 mod report;
@@ -348,7 +349,7 @@ fn store_failure(error: &StoreError, phase: Phase) -> Failure {
 }
 
 /// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

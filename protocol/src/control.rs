@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::DecodeError;
 use crate::frame::Frame;
 use crate::guest::{Epoch, Prefix};
+use crate::household::{HostOrder, HostWord};
 use crate::name::Name;
 use crate::power::{Controlled, Verb};
 
@@ -306,6 +307,8 @@ messages! {
         2 => Inventory(Inventory),
         /// To each StillHere, at once.
         3 => ClockReading(ClockReading),
+        /// About VMs that come and go, and disks that they share.
+        4 => Household(HostWord),
         /// In the pause of a cut: from now on nothing POSTSNAPSHOT is dropped at this member. [`CoordinatorSession::RunOn`] is
         /// awaited, for a bounded time.
         6 => Standing(Standing),
@@ -324,6 +327,8 @@ messages! {
         /// Right after the welcome: the incarnation that runs now of each deployment of which the host has reported VMs. One that
         /// was fenced while its host was cut off may go on only if it is of that incarnation.
         11 => Incarnations(Vec<(Name, u64)>),
+        /// About VMs that come and go, and disks that they share.
+        12 => Household(HostOrder),
         /// Every member of this snapshot stands still or has cut: whatever is sent now reaches nobody before its cut.
         14 => RunOn(Name),
     }

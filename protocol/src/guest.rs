@@ -5,6 +5,10 @@
 //! idempotent. A request of an older incarnation than the highest seen is refused: after a restore
 //! the guest may still find the old host's last request in its port.
 
+use core::net::IpAddr;
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 /// Name of the virtio-serial port inside the VM.
@@ -56,6 +60,46 @@ pub enum Prefix {
     V4([u8; 4], u8),
     /// IPv6 address and prefix length 0-128.
     V6([u8; 16], u8),
+}
+
+/// A text that is not a [`Prefix`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no address: use an IP address or a prefix such as 10.77.1.0/24")]
+pub struct BadPrefix(String);
+
+impl FromStr for Prefix {
+    type Err = BadPrefix;
+
+    /// `10.77.1.1` or `10.77.1.0/24`; an address alone stands for itself.
+    fn from_str(text: &str) -> Result<Self, BadPrefix> {
+        let bad = || BadPrefix(text.chars().take(64).collect());
+        let (address, length) =
+            text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
+        let address = address.parse::<IpAddr>().map_err(|_| bad())?;
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        let length = length.map_or(Ok(longest), |length| length.parse::<u8>().map_err(|_| bad()))?;
+        if length > longest {
+            return Err(bad());
+        }
+        Ok(match address {
+            IpAddr::V4(address) => Self::V4(address.octets(), length),
+            IpAddr::V6(address) => Self::V6(address.octets(), length),
+        })
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (address, length, longest) = match *self {
+            Self::V4(address, length) => (IpAddr::from(address), length, 32),
+            Self::V6(address, length) => (IpAddr::from(address), length, 128),
+        };
+        if length == longest {
+            write!(formatter, "{address}")
+        } else {
+            write!(formatter, "{address}/{length}")
+        }
+    }
 }
 
 /// What stands before the body of every request.
@@ -210,4 +254,20 @@ pub struct Identity {
     pub attach: AttachKind,
     /// The word as it stands.
     pub word: WordState,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_read_as_they_are_written() {
+        for text in ["10.77.1.1", "10.77.1.0/24", "0.0.0.0/0", "fd00::1", "fd00:77::/64"] {
+            assert_eq!(text.parse::<Prefix>().unwrap().to_string(), text);
+        }
+        assert_eq!("10.0.0.1/32".parse::<Prefix>(), "10.0.0.1".parse());
+        for bad in ["", "10.0.0", "10.0.0.1/33", "10.0.0.1/", "fd00::/129", "10.0.0.1/-1", "10.0.0.1 "] {
+            assert!(bad.parse::<Prefix>().is_err(), "{bad:?}");
+        }
+    }
 }

@@ -13,6 +13,7 @@
 //! | [`operator`] | operator's command <-> coordinator |
 //! | [`coordinator`] | the coordinator's half of a snapshot and of a restore |
 //! | [`participant`] | one VM's half of both |
+//! | [`household`] | disks that VMs of a host share, VMs that come and go |
 //! | [`power`] | single VMs started, stopped, paused, resumed, reset |
 //! | [`role`] | what operators may do, and which role each request needs |
 //! | [`fault`] | mistakes that tests put back |
@@ -29,6 +30,7 @@ pub mod fault;
 pub mod files;
 pub mod frame;
 pub mod guest;
+pub mod household;
 pub mod name;
 pub mod operator;
 pub mod participant;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::{Colouring, CutReport, Failure, Phase, SavedReport, VmState};
 use crate::guest::Epoch;
+use crate::household::{HouseholdReport, HouseholdRequest};
 use crate::name::Name;
 use crate::power::{ControlReport, ControlRequest, PauseReport};
 
@@ -46,6 +47,10 @@ messages! {
         168 => Pause(Name),
         /// Restore the snapshot in which this deployment was paused. `Progress`, then `Restored`, or `Runs`.
         169 => Resume(Name),
+        /// The bases of this host, or of all that are connected. Answered by `Household`.
+        170 => Bases(Option<Name>),
+        /// Make or delete a VM, or register a base. `Progress`, then `Household`.
+        171 => Household(HouseholdRequest),
     }
 }
 
@@ -72,6 +77,8 @@ messages! {
         184 => Paused(PauseReport),
         /// All of this deployment runs: there is nothing to resume.
         185 => Runs(Name),
+        /// What became of it on each host.
+        186 => Household(HouseholdReport),
         /// The request was not carried out.
         191 => Failed(RequestError),
     }

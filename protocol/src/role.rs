@@ -17,7 +17,7 @@ pub enum Role {
 }
 
 /// Number of each [`Request`] and the least role that may ask it. The only place that says so.
-const NEEDED: [(u16, Role); 10] = [
+const NEEDED: [(u16, Role); 12] = [
     (160, Role::View),    // Status
     (161, Role::Operate), // Take
     (162, Role::View),    // List
@@ -28,6 +28,8 @@ const NEEDED: [(u16, Role); 10] = [
     (167, Role::Operate), // Control
     (168, Role::Operate), // Pause
     (169, Role::Operate), // Resume
+    (170, Role::View),    // Bases
+    (171, Role::View),    // Household: what its task needs
 ];
 
 impl Role {
@@ -50,7 +52,11 @@ impl Request {
     #[must_use]
     pub fn needed_role(&self) -> Role {
         let number = self.number();
-        NEEDED.iter().find(|(known, _)| *known == number).map_or(Role::Admin, |(_, role)| *role)
+        let least = NEEDED.iter().find(|(known, _)| *known == number).map_or(Role::Admin, |(_, role)| *role);
+        match self {
+            Self::Household(request) => least.max(request.task.needed_role()),
+            _ => least,
+        }
     }
 }
 
@@ -76,6 +82,7 @@ impl FromStr for Role {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::household::{HouseholdRequest, Task};
     use crate::power::{ControlRequest, Verb};
 
     #[test]
@@ -88,6 +95,7 @@ mod tests {
     fn whoever_may_only_look_changes_nothing() {
         let name = || crate::name::Name::new("s-1").unwrap();
         let vms = vec![name().into()].try_into().unwrap();
+        let household = |task| Request::Household(HouseholdRequest { host: None, task });
         let control = || ControlRequest { verb: Verb::Pause, vms };
         let needed = [
             (Request::Status(()), Role::View),
@@ -100,6 +108,12 @@ mod tests {
             (Request::Control(control()), Role::Operate),
             (Request::Pause(name()), Role::Operate),
             (Request::Resume(name()), Role::Operate),
+            (Request::Bases(None), Role::View),
+            (household(Task::Bases), Role::View),
+            (household(Task::Preload { path: "/x".to_owned(), name: None }), Role::Operate),
+            (household(Task::Files { vm: name(), snapshot: None }), Role::View),
+            (household(Task::Unregister(name())), Role::Operate),
+            (household(Task::Delete { vm: name(), force: false, lose_snapshots: false }), Role::Admin),
         ];
         for (request, role) in needed {
             assert_eq!(request.needed_role(), role, "{}", request.name());

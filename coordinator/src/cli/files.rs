@@ -1,11 +1,16 @@
 //! `unasnap files`: the tree of snapshots, and what a restore needs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 use unasnap_protocol::files::{FileReport, FileRole, SnapshotNode, StoreKind, Totals};
+use unasnap_protocol::household::{Outcome, Task};
+use unasnap_protocol::name::{BadName, Name};
 
+use super::household::ask_one;
 use super::output;
+use super::status::fetch;
+use crate::config::ClientConfig;
 use crate::failure::{CliError, Kind, Result};
 
 #[derive(Serialize)]
@@ -14,12 +19,62 @@ struct Many<'a> {
     totals: Totals,
 }
 
+/// Of VMs of the cluster, at a global snapshot or as they are now.
+///
+/// # Errors
+/// There are no such VMs, or files that are needed are missing.
+pub async fn of_cluster(
+    config: &ClientConfig,
+    mut vms: Vec<Name>,
+    deployment: Option<Name>,
+    snapshot: Option<String>,
+    json: bool,
+) -> Result<()> {
+    let usage = |error: BadName| CliError::usage(error.to_string());
+    let snapshot = snapshot.map(|id| Name::new(&id)).transpose().map_err(usage)?;
+    if let Some(deployment) = deployment {
+        let known = fetch(config).await?.vms;
+        vms = known.into_iter().filter(|vm| vm.deployment == deployment).map(|vm| vm.name).collect();
+        if vms.is_empty() {
+            let text =
+                format!("no VM belongs to a deployment {deployment}; `unasnap vm list` shows all of them");
+            return Err(CliError::new(Kind::NotFound, text));
+        }
+    }
+    let mut by_host: BTreeMap<Name, Vec<FileReport>> = BTreeMap::new();
+    for vm in vms {
+        let report = ask_one(config, None, Task::Files { vm, snapshot: snapshot.clone() }).await?;
+        let Outcome::Files(files) = report.outcome? else {
+            let text = format!("host {} answers another question; look at its log", report.host);
+            return Err(CliError::internal(text));
+        };
+        by_host.entry(report.host).or_default().push(*files);
+    }
+    // A base that lies on several hosts is several files.
+    let sums = by_host.values().map(|reports| unasnap_files::sum(reports));
+    let totals = sums.fold(Totals::default(), plus);
+    let reports: Vec<_> = by_host.into_values().flatten().collect();
+    print(&reports, totals, json)
+}
+
+fn plus(one: Totals, other: Totals) -> Totals {
+    Totals {
+        files: one.files + other.files,
+        bytes: one.bytes.saturating_add(other.bytes),
+        needed_files: one.needed_files + other.needed_files,
+        needed_bytes: one.needed_bytes.saturating_add(other.needed_bytes),
+        needed_without_base_bytes: one
+            .needed_without_base_bytes
+            .saturating_add(other.needed_without_base_bytes),
+        missing_files: one.missing_files + other.missing_files,
+    }
+}
+
 /// Prints reports, with their sum if there are several.
 ///
 /// # Errors
 /// Files that are needed are missing.
-pub fn print(reports: &[FileReport], json: bool) -> Result<()> {
-    let totals = unasnap_files::sum(reports);
+pub fn print(reports: &[FileReport], totals: Totals, json: bool) -> Result<()> {
     match reports {
         [report] if json => output::json(report)?,
         [report] => show(report)?,

@@ -1,6 +1,9 @@
 //! Subcommands: what is typed, and what is printed. stdout is data, stderr is talk.
 
+mod create;
+mod disk;
 mod files;
+mod household;
 mod output;
 mod pause;
 mod pki;
@@ -63,7 +66,7 @@ enum Command {
     Files {
         #[command(flatten)]
         of: FilesOf,
-        /// Name or UUID of the snapshot [default: the current state]
+        /// Name of the snapshot, of files here also its UUID or number [default: the current state]
         #[arg(long, value_name = "NAME|UUID")]
         snapshot: Option<String>,
     },
@@ -73,6 +76,9 @@ enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(Vm),
+    /// Read-only images of hosts, on which VMs are made
+    #[command(subcommand)]
+    Disk(disk::Disk),
     /// Make the cluster's certificates
     #[command(subcommand)]
     Pki(Pki),
@@ -113,6 +119,12 @@ enum Snapshot {
 #[derive(Args)]
 #[group(required = true, multiple = true)]
 struct FilesOf {
+    /// VMs of the cluster
+    #[arg(value_name = "VM", conflicts_with_all = ["vbox", "qcow2"])]
+    vms: Vec<Name>,
+    /// All VMs of a deployment
+    #[arg(long, conflicts_with_all = ["vms", "vbox", "qcow2"])]
+    deployment: Option<Name>,
     /// A VirtualBox machine; may be repeated, for the sum of a deployment
     #[arg(long, value_name = "FILE")]
     vbox: Vec<PathBuf>,
@@ -156,6 +168,12 @@ enum Vm {
     Resume(Which),
     /// Press the reset button of running VMs
     Reset(Which),
+    /// Make VMs on a base; nothing is copied
+    Create(create::CreateVm),
+    /// Make a VM with the disks that a stopped one has now; nothing is copied
+    Clone(create::CloneVm),
+    /// End a VM for good, with its disks
+    Delete(create::DeleteVm),
 }
 
 #[derive(Args)]
@@ -216,12 +234,13 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Pki(Pki::AddHost { host, dir }) => pki::add_host(&dir, &host, json),
         Command::Pki(Pki::Operator { name, role, dir }) => pki::add_operator(&dir, &name, role, json),
         Command::Pki(Pki::Revoke { name, dir }) => pki::revoke(&dir, &name, json),
-        Command::Files { of: FilesOf { vbox, qcow2 }, snapshot } => {
+        Command::Files { of: FilesOf { vms, deployment: None, vbox, qcow2 }, snapshot } if vms.is_empty() => {
             let snapshot = snapshot.as_deref();
             let machines = vbox.iter().map(|path| unasnap_files::vbox::track(path, snapshot));
             let images = qcow2.iter().map(|path| unasnap_files::qcow2::track(path, snapshot));
             let reports: std::result::Result<Vec<_>, _> = machines.chain(images).collect();
-            files::print(&reports?, json)
+            let reports = reports?;
+            files::print(&reports, unasnap_files::sum(&reports), json)
         }
         Command::Coordinator => {
             let path = config.unwrap_or_else(|| COORDINATOR_PATH.into());
@@ -248,6 +267,10 @@ async fn ask(command: Command, config: &ClientConfig, json: bool) -> Result<()> 
         }
         Command::Vm(Vm::Pause(which)) => vm::control(config, Verb::Pause, which.patterns, json).await,
         Command::Vm(Vm::Resume(which)) => vm::control(config, Verb::Resume, which.patterns, json).await,
+        Command::Vm(Vm::Create(wanted)) => create::create(config, wanted, json).await,
+        Command::Vm(Vm::Clone(wanted)) => create::clone(config, wanted, json).await,
+        Command::Vm(Vm::Delete(wanted)) => create::delete(config, wanted, json).await,
+        Command::Disk(wanted) => disk::run(config, wanted, json).await,
         Command::Vm(Vm::Reset(which)) => vm::control(config, Verb::Reset, which.patterns, json).await,
         Command::Snapshot(Snapshot::Take { deployment }) => snapshot::take(config, deployment, json).await,
         Command::Snapshot(Snapshot::List { all }) => snapshot::list(config, all, json).await,
@@ -257,7 +280,10 @@ async fn ask(command: Command, config: &ClientConfig, json: bool) -> Result<()> 
         Command::Pause { deployment } => pause::pause(config, deployment, json).await,
         Command::Resume { deployment } => pause::resume(config, deployment, json).await,
         Command::Restore { id } => restore::restore(config, id, json).await,
-        Command::Pki(_) | Command::Coordinator | Command::Files { .. } => Ok(()),
+        Command::Files { of: FilesOf { vms, deployment, .. }, snapshot } => {
+            files::of_cluster(config, vms, deployment, snapshot, json).await
+        }
+        Command::Pki(_) | Command::Coordinator => Ok(()),
     }
 }
 

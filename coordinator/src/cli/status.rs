@@ -87,7 +87,7 @@ pub fn vm_table(vms: &[&VmStatus]) -> Result<()> {
             vm.name.to_string(),
             vm.deployment.to_string(),
             vm.host.to_string(),
-            vm.state.map_or("host away", state).to_owned(),
+            vm.state.map_or("not reported", state).to_owned(),
             output::known(vm.colouring),
             output::known(vm.ram_way.as_ref().filter(|way| !way.is_empty())),
             output::known(vm.accelerator.as_ref().filter(|name| !name.is_empty())),

@@ -54,7 +54,7 @@ pub async fn show(config: &ClientConfig, name: Name, json: bool) -> Result<()> {
         ("VM", vm.name.to_string()),
         ("deployment", vm.deployment.to_string()),
         ("host", vm.host.to_string()),
-        ("state", vm.state.map_or("host away", state).to_owned()),
+        ("state", vm.state.map_or("not reported", state).to_owned()),
         ("incarnation", output::known(vm.incarnation)),
         ("memory", output::known(vm.memory_mb.map(|memory| format!("{memory} MiB")))),
         ("CPUs", output::known(vm.cpus)),

@@ -1,6 +1,6 @@
 //! Hosts come, report, answer and go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{
@@ -8,6 +8,7 @@ use unasnap_protocol::control::{
     Undecided, VmReport, Welcome,
 };
 use unasnap_protocol::coordinator::returning::{Return, on_return, verdict};
+use unasnap_protocol::household::HostOrder;
 use unasnap_protocol::name::Name;
 
 use super::journal::{KnownHost, KnownVm, Result};
@@ -33,6 +34,13 @@ impl Owner {
             |deployment: Name| (deployment.clone(), self.journal.counters(&deployment).incarnation);
         let current = deployments.into_iter().map(incarnation).collect();
         self.registry.say(&host, &CoordinatorSession::Incarnations(current));
+        let reported: BTreeSet<_> = hello.inventory.vms.iter().map(|vm| &vm.name).collect();
+        let of_host = self.journal.vms().iter().filter(|(_, vm)| vm.host == host);
+        let missing: Vec<_> =
+            of_host.filter(|(name, _)| !reported.contains(name)).map(|(name, _)| name.clone()).collect();
+        if !missing.is_empty() {
+            self.registry.say(&host, &CoordinatorSession::Household(HostOrder::Missing(missing)));
+        }
         self.ask_clock(&host);
         self.on_inventory(&host, hello.inventory)?;
         for undecided in &hello.undecided {
@@ -91,18 +99,30 @@ impl Owner {
     pub(super) fn on_inventory(&mut self, host: &Name, mut inventory: Inventory) -> Result<()> {
         inventory.vms.truncate(MAX_VMS_PER_HOST);
         inventory.vms.retain(|report| !self.is_elsewhere(host, report));
-        let known = |report: &VmReport| {
-            let vm = KnownVm {
-                host: host.clone(),
-                deployment: report.deployment.clone(),
-                addresses: report.addresses.clone(),
-                colouring: report.colouring,
-            };
-            (report.name.clone(), vm)
-        };
-        let vms: BTreeMap<_, _> = inventory.vms.iter().map(known).collect();
+        let vms = inventory.vms.iter().map(|report| (report.name.clone(), known(host, report))).collect();
         self.registry.set_inventory(host, inventory);
-        self.journal.know_vms(host, vms)
+        self.journal.know_vms(vms)
+    }
+
+    /// A VM was made on a host.
+    pub(super) fn on_made(&mut self, host: &Name, report: VmReport) -> Result<()> {
+        if self.is_elsewhere(host, &report) {
+            return Ok(());
+        }
+        self.journal.know_vms([(report.name.clone(), known(host, &report))].into())?;
+        self.registry.add_report(host, report);
+        Ok(())
+    }
+
+    /// A host says that it has these VMs no more. What it merely does not report may come back.
+    pub(super) fn on_gone(&mut self, host: &Name, vms: &[Name]) -> Result<()> {
+        let its_own = |vm: &&Name| self.journal.vms().get(*vm).is_some_and(|known| known.host == *host);
+        let gone: Vec<_> = vms.iter().filter(its_own).cloned().collect();
+        for vm in &gone {
+            tracing::info!("VM {vm} of host {host} is gone");
+            self.registry.remove_report(host, vm);
+        }
+        if gone.is_empty() { Ok(()) } else { self.journal.forget_vms(&gone) }
     }
 
     /// Names of VMs are unique in the cluster: whoever is connected and reported one first keeps it.
@@ -125,6 +145,7 @@ impl Owner {
         self.takings_lose(host)?;
         self.verifyings_lose(host);
         self.controllings_lose(host);
+        self.chores_lose(host);
         self.restorings_lose(host)
     }
 
@@ -152,5 +173,15 @@ impl Owner {
                 Ok(())
             }
         }
+    }
+}
+
+/// What is remembered of a VM while its host is away.
+fn known(host: &Name, report: &VmReport) -> KnownVm {
+    KnownVm {
+        host: host.clone(),
+        deployment: report.deployment.clone(),
+        addresses: report.addresses.clone(),
+        colouring: report.colouring,
     }
 }

@@ -180,26 +180,21 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes `vms` all that `host` has; others that it had are forgotten.
-    pub fn know_vms(&mut self, host: &Name, vms: BTreeMap<Name, KnownVm>) -> Result<()> {
-        let of_host = |(_, vm): &(&Name, &KnownVm)| vm.host == *host;
-        let before: BTreeMap<_, _> = self.vms.iter().filter(of_host).collect();
-        if before.into_iter().eq(&vms) {
+    /// Enters VMs as hosts have just reported them. Others are not forgotten: see [`forget_vms`](Self::forget_vms).
+    pub fn know_vms(&mut self, vms: BTreeMap<Name, KnownVm>) -> Result<()> {
+        let news: Vec<_> = vms.into_iter().filter(|(name, vm)| self.vms.get(name) != Some(vm)).collect();
+        if news.is_empty() {
             return Ok(());
         }
-        let gone: Vec<_> = self
-            .vms
-            .iter()
-            .filter(of_host)
-            .map(|(name, _)| name.clone())
-            .filter(|name| !vms.contains_key(name))
-            .collect();
-        self.write("vms", |write| {
-            gone.iter().try_for_each(|name| remove(write, VMS, name))?;
-            vms.iter().try_for_each(|(name, vm)| put(write, VMS, name, vm))
-        })?;
+        self.write("vms", |write| news.iter().try_for_each(|(name, vm)| put(write, VMS, name, vm)))?;
+        self.vms.extend(news);
+        Ok(())
+    }
+
+    /// Forgets VMs of which their host says that they are gone.
+    pub fn forget_vms(&mut self, gone: &[Name]) -> Result<()> {
+        self.write("vms", |write| gone.iter().try_for_each(|name| remove(write, VMS, name)))?;
         self.vms.retain(|name, _| !gone.contains(name));
-        self.vms.extend(vms);
         Ok(())
     }
 

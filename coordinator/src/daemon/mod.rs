@@ -23,12 +23,14 @@
 //! | `restoring` | carries out the restore's state machine |
 //! | `verifying` | compares files of snapshots with their digests |
 //! | `controlling` | starts, stops, pauses, resumes and resets VMs |
+//! | `chores` | what hosts are asked that is no member's affair |
 //! | `pausing` | saves a whole deployment and powers it off, and brings it back |
 //! | `deleting` | removes files of snapshots |
 //! | `journal` | what outlives the coordinator |
 //! | `registry` | who is connected |
 
 mod admission;
+mod chores;
 mod clocks;
 mod connections;
 mod controlling;

@@ -9,9 +9,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use unasnap_protocol::control::{FromHost, HostSession};
 use unasnap_protocol::fault::Fault;
+use unasnap_protocol::household::HostWord;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::Reply;
 
+use super::chores::Chore;
 use super::connections::Input;
 use super::controlling::Controlling;
 use super::deleting::Deletion;
@@ -38,6 +40,10 @@ pub struct Owner {
     pub(super) controllings: BTreeMap<Name, Controlling>,
     /// Counts them.
     pub(super) controls: u64,
+    /// What hosts are asked that is no member's affair, by number.
+    pub(super) chores: BTreeMap<u64, Chore>,
+    /// Counts those of this term.
+    pub(super) chore_count: u32,
     /// Deletions for which an operator waits, by snapshot.
     pub(super) deletions: BTreeMap<Name, Deletion>,
     pub(super) started: Instant,
@@ -56,6 +62,8 @@ impl Owner {
             verifyings: BTreeMap::new(),
             controllings: BTreeMap::new(),
             controls: 0,
+            chores: BTreeMap::new(),
+            chore_count: 0,
             deletions: BTreeMap::new(),
             started: Instant::now(),
             fault,
@@ -120,6 +128,10 @@ impl Owner {
                 self.on_standing(host, standing);
                 Ok(())
             }
+            FromHost::Session(HostSession::Household(HostWord::Gone(vms))) => self.on_gone(host, &vms),
+            FromHost::Session(HostSession::Household(HostWord::Done { number, outcome })) => {
+                self.on_done(host, number, outcome)
+            }
             FromHost::Session(HostSession::Hello(_)) => Ok(()),
             FromHost::Member(envelope, answer) => self.on_answer(host, &envelope, answer),
         }
@@ -131,7 +143,14 @@ impl Owner {
         let deletions = self.deletions.values().map(|deletion| deletion.deadline);
         let verifyings = self.verifyings.values().map(|verifying| verifying.deadline);
         let controllings = self.controllings.values().map(|controlling| controlling.deadline);
-        let first = takings.chain(restorings).chain(verifyings).chain(controllings).chain(deletions).min();
+        let chores = self.chores.values().map(|chore| chore.deadline);
+        let first = takings
+            .chain(restorings)
+            .chain(verifyings)
+            .chain(controllings)
+            .chain(deletions)
+            .chain(chores)
+            .min();
         first.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
 
@@ -147,6 +166,7 @@ impl Owner {
             self.on_verifying_deadline(&deployment);
         }
         self.on_controlling_deadline();
+        self.on_chore_deadline();
         for snapshot in due(&self.deletions, |deletion| deletion.deadline <= now) {
             self.answer_deletion(&snapshot);
         }
@@ -167,6 +187,7 @@ impl Owner {
         self.restorings.values_mut().for_each(Restoring::show);
         self.verifyings.values_mut().for_each(Verifying::show);
         self.controllings.values_mut().for_each(Controlling::show);
+        self.chores.values_mut().for_each(Chore::show);
         Ok(())
     }
 }

@@ -84,6 +84,7 @@ impl Owner {
     /// Every VM of the deployment, known now or before; all of their hosts must be connected.
     fn members(&self, deployment: &Name) -> Result<(Vec<MemberRecord>, Vec<Prefix>)> {
         let (mut members, mut addresses, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+        let is_there = |host: &Name| self.registry.host(host).is_some();
         for (name, vm) in self.journal.vms().iter().filter(|(_, vm)| vm.deployment == *deployment) {
             match self.registry.report(&vm.host, name) {
                 Some(report) => {
@@ -91,14 +92,18 @@ impl Owner {
                     members.push(MemberRecord::new(name.clone(), vm.host.clone(), vm.colouring, way));
                     addresses.extend(&vm.addresses);
                 }
-                None => missing.push(format!("VM {name} is on host {}, which is not connected", vm.host)),
+                None if is_there(&vm.host) => missing.push(format!(
+                    "host {} does not report VM {name} any more: its definition there may be wrong; mend it, or `unasnap vm delete {name}`",
+                    vm.host
+                )),
+                None => missing.push(format!(
+                    "VM {name} is on host {}, which is not connected: start the host agent there",
+                    vm.host
+                )),
             }
         }
         if !missing.is_empty() {
-            let missing = missing.join("; ");
-            return refused(format!(
-                "{missing}; start the host agent there, or remove the VM from its vm_dir"
-            ));
+            return refused(missing.join("; "));
         }
         if addresses.len() > MAX_MEMBER_PREFIXES {
             return refused(format!(

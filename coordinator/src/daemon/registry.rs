@@ -84,6 +84,21 @@ impl Registry {
         }
     }
 
+    /// A VM is there of which its host has just said so.
+    pub fn add_report(&mut self, name: &Name, report: VmReport) {
+        if let Some(host) = self.hosts.get_mut(name) {
+            host.inventory.vms.retain(|known| known.name != report.name);
+            host.inventory.vms.push(report);
+        }
+    }
+
+    /// A VM is gone of which its host has just said so.
+    pub fn remove_report(&mut self, name: &Name, vm: &Name) {
+        if let Some(host) = self.hosts.get_mut(name) {
+            host.inventory.vms.retain(|known| known.name != *vm);
+        }
+    }
+
     /// What is known of a connected host's clock.
     pub fn clock(&self, name: &Name) -> Option<&HostClock> {
         self.hosts.get(name).map(|host| &host.clock)

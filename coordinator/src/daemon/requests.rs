@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use tokio::sync::mpsc;
+use unasnap_protocol::household::{HouseholdRequest, Task};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{
     CoordinatorStatus, CourseStatus, HostStatus, LastSnapshot, Reply, Request, RequestError,
@@ -24,6 +25,8 @@ impl Owner {
             Request::Verify(id) => return self.verify(id, replies),
             Request::Control(request) => return self.control(&request, replies),
             Request::Delete(id) => return self.delete(&id, replies),
+            Request::Bases(host) => self.ask(HouseholdRequest { host, task: Task::Bases }, replies),
+            Request::Household(request) => self.ask(request, replies),
             Request::Status(()) => tell(&vec![replies], &Reply::Status(Box::new(self.status()))),
             Request::Show(id) => match self.journal.snapshots().get(&id) {
                 Some(stored) => send_records(vec![stored], replies),

@@ -189,9 +189,10 @@ impl Owner {
         taking.or_else(restoring).or_else(verifying).or_else(|| self.open_control(deployment))
     }
 
-    /// What is being done to its VMs, in words.
+    /// What is being done to its VMs, in words; also when one comes or goes.
     pub(super) fn open_control(&self, deployment: &Name) -> Option<String> {
-        self.controllings.values().find_map(|controlling| controlling.open_in(deployment))
+        let control = self.controllings.values().find_map(|controlling| controlling.open_in(deployment));
+        control.or_else(|| self.open_chore(deployment))
     }
 
     /// Takes up what a dead coordinator left: aborts what was not committed, tells of what was.

@@ -16,6 +16,7 @@ enum Course {
     Verify,
     Control,
     Pause,
+    Disk,
 }
 
 /// In which course a step is taken; `None` for the end of a connection, which is no decision.
@@ -28,6 +29,7 @@ fn course(step: &str) -> Option<Course> {
         "Verify" => Course::Verify,
         "Control" => Course::Control,
         "paused" => Course::Pause,
+        "Household" => Course::Disk,
         "deleting" | "removed" | "Delete" => Course::Delete,
         _ => Course::Take,
     })
@@ -65,6 +67,7 @@ fn die_and_recover(cluster: &mut Cluster, hosts: &[Host; 2], point: &str, course
         Course::Verify => &["snapshot", "verify", &newest],
         Course::Control => &["vm", "reset", "*"],
         Course::Pause => &["pause", "ring"],
+        Course::Disk => &["disk", "list"],
     };
     wait_until(&format!("the coordinator dies at {point}"), || {
         cluster.has_died() || {

@@ -10,6 +10,7 @@ mod controls;
 mod courses;
 mod crashes;
 mod fault_points;
+mod households;
 mod limits;
 mod pauses;
 mod support;

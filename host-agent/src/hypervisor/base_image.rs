@@ -8,7 +8,7 @@ use crate::store::files;
 use crate::store::manifest::BaseImage;
 
 /// What the file system says about an operator's image; the digest stays empty.
-pub(super) fn describe(path: &Path) -> Result<BaseImage, HypervisorError> {
+pub(crate) fn describe(path: &Path) -> Result<BaseImage, HypervisorError> {
     let meta = std::fs::metadata(path).map_err(HypervisorError::file("read", path))?;
     let modified = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
     Ok(BaseImage { path: path.to_owned(), size: meta.len(), modified, blake3: String::new() })
@@ -49,7 +49,7 @@ pub(super) fn unchanged(now: &BaseImage, known: &BaseImage) -> Result<String, Hy
 }
 
 /// BLAKE3 of a file, on a thread of its own.
-pub(super) async fn digest(path: &Path) -> Result<String, HypervisorError> {
+pub(crate) async fn digest(path: &Path) -> Result<String, HypervisorError> {
     let owned = path.to_owned();
     let result =
         tokio::task::spawn_blocking(move || files::digest(&owned)).await.map_err(std::io::Error::other);

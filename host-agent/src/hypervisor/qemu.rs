@@ -11,6 +11,7 @@
 //! | `vm` | one living instance: prepare, cut, save, discard |
 //! | `buttons` | what an operator does to it: pause, resume, power |
 //! | `disks`, `ram` | the parts of a cut |
+//! | `making` | disks of VMs that come, and the end of those that go |
 //! | `guest_ram` | a word of the guest's RAM, read and written in a pause |
 //! | `devices` | were any plugged in or out meanwhile? |
 //! | `urgency` | real-time priority around a cut, and the last place in the queue before it |
@@ -18,6 +19,7 @@
 //!
 //! QEMU daemonizes: it survives the host agent, whatever ends that, and is adopted by the next one.
 
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -31,7 +33,7 @@ use self::qmp::Qmp;
 use self::urgency::Urgent;
 use self::vm::QemuVm;
 use super::process::Process;
-use super::{Hypervisor, HypervisorError, Pending, SavedVm, Vm};
+use super::{Ground, Hypervisor, HypervisorError, Pending, SavedVm, Vm};
 use crate::definition::VmDefinition;
 use crate::fault_point;
 use crate::store::files::remove_if_there;
@@ -45,11 +47,12 @@ mod devices;
 mod disks;
 mod guest_ram;
 mod instance;
+mod making;
 mod probe;
 mod qmp;
 mod ram;
 mod tap;
-mod tool;
+pub(crate) mod tool;
 mod urgency;
 mod vm;
 
@@ -187,6 +190,7 @@ impl Qemu {
             awaits_resume,
             fenced: false,
             paused: false,
+            untouched: false,
         };
         let connected = async {
             for stale in [&folder.qmp, &folder.guest, &folder.pid_file] {
@@ -284,6 +288,18 @@ impl Hypervisor for Qemu {
 
     fn destroy<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()> {
         Box::pin(self.destroy_vm(vm))
+    }
+
+    fn make<'a>(&'a self, vm: &'a VmDefinition, ground: Ground<'a>, incarnation: u64) -> Pending<'a, ()> {
+        Box::pin(self.make_vm(vm, ground, incarnation))
+    }
+
+    fn forget<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()> {
+        Box::pin(self.forget_vm(vm))
+    }
+
+    fn disk_files(&self, vm: &VmDefinition) -> Result<Vec<Vec<PathBuf>>, HypervisorError> {
+        self.layers_of(vm)
     }
 }
 

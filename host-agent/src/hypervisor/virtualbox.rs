@@ -19,6 +19,7 @@
 //! VBoxManage cannot load a machine without letting it run. So a restored machine stands *saved* until START: every byte of it was
 //! compared with its digest, and VirtualBox reads it when it starts.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use self::manage::Manage;
 use self::record::{Record, VmFolder};
 use self::vm::{Stage, VirtualBoxVm};
 use super::process::Process;
-use super::{Hypervisor, HypervisorError, Pending, SavedVm, Vm, base_image};
+use super::{Ground, Hypervisor, HypervisorError, Pending, SavedVm, Vm, base_image};
 use crate::definition::VmDefinition;
 use crate::store::files::remove_if_there;
 use crate::store::manifest::{Accel, Facts, RamWay};
@@ -285,6 +286,18 @@ impl VirtualBox {
         folder.write(&record)
     }
 
+    /// The machine itself is the operator's, and stays.
+    async fn forget_vm(&self, vm: &Name) -> Result<(), HypervisorError> {
+        let folder = self.folder(vm);
+        if let Some(record) = folder.read()? {
+            let manage = self.manage(vm, record.uuid);
+            if manage.find().await?.is_some_and(|info| info.state.is_alive()) {
+                return Err(manage.wrong_state("delete", "it runs".to_owned()));
+            }
+        }
+        folder.remove()
+    }
+
     /// Kills the process of a machine of this VirtualBox.
     async fn kill(&self, vm: &Name, uuid: &str) -> Result<(), HypervisorError> {
         let home = self.config.ipc_socket_id.as_ref().map(|id| format!("VBOX_IPC_SOCKETID={id}"));
@@ -364,5 +377,19 @@ impl Hypervisor for VirtualBox {
 
     fn destroy<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()> {
         Box::pin(self.destroy_vm(vm))
+    }
+
+    fn make<'a>(&'a self, vm: &'a VmDefinition, _: Ground<'a>, _: u64) -> Pending<'a, ()> {
+        let what = format!("VM {} is VirtualBox's: make its machine with VirtualBox's own means", vm.name);
+        Box::pin(async move { Err(HypervisorError::Unsupported { what }) })
+    }
+
+    fn forget<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()> {
+        Box::pin(self.forget_vm(vm))
+    }
+
+    /// Its `.vbox` knows them.
+    fn disk_files(&self, _: &VmDefinition) -> Result<Vec<Vec<PathBuf>>, HypervisorError> {
+        Ok(Vec::new())
     }
 }

@@ -57,6 +57,18 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
     })
 }
 
+/// Deletes a folder with all that is in it, durably; success when there is none.
+///
+/// # Errors
+/// What the file system says; some of it may be gone then.
+pub fn remove_folder(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => sync_folder(folder.parent().unwrap_or(Path::new("/"))),
+    }
+}
+
 /// Makes `to` the same file as `from`, or a copy of it where that cannot be (another file system).
 ///
 /// # Errors

@@ -95,7 +95,7 @@ impl Works {
         self.kill().await.map(|stopped| Controlled { changed: true, ..stopped })
     }
 
-    async fn is_alive(&self) -> Result<bool, Failure> {
+    pub(super) async fn is_alive(&self) -> Result<bool, Failure> {
         match self.instance.lock().await.as_mut() {
             None => Ok(false),
             Some(vm) => match vm.state().await {
@@ -107,7 +107,7 @@ impl Works {
     }
 
     /// Also where this agent has no instance: one that it could not adopt may live.
-    async fn kill(&self) -> Result<Controlled, Failure> {
+    pub(super) async fn kill(&self) -> Result<Controlled, Failure> {
         let mut instance = self.instance.lock().await;
         let mut colours = self.colours.lock().await;
         let ended = instance.take().map(|vm| vm.host_interfaces().to_vec());

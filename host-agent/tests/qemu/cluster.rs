@@ -63,13 +63,31 @@ impl Cluster {
     /// Kills the host agent and starts another one, which finds the VMs running.
     pub fn restart_host(&mut self, privileges: &[String]) {
         let vms = self.processes().len() - self.daemons.len();
+        self.kill_host();
+        self.start_host(privileges, vms);
+    }
+
+    /// Kills the host agent, if it has not ended by itself.
+    pub fn kill_host(&mut self) {
         let mut agent = self.daemons.pop().unwrap();
         agent.kill().unwrap();
         agent.wait().unwrap();
         self.wait("its connection has ended", |cluster| {
             cluster.json(&["host", "list"])["hosts"][0]["connected"] == false
         });
-        self.start_host(privileges, vms);
+    }
+
+    /// Starts a host agent, whatever becomes of its VMs.
+    pub fn boot_host(&mut self) {
+        self.start_daemon("host", &[]);
+        self.wait("the host is connected", |cluster| {
+            cluster.json(&["host", "list"])["hosts"][0]["connected"] == true
+        });
+    }
+
+    /// The agents reach this fault point next.
+    pub fn strike_at(&self, point: &str) {
+        self.write("fault-point", point);
     }
 
     fn configure(&self, colourings: &[&str]) {
@@ -82,7 +100,10 @@ impl Cluster {
                 "[tls]\nca = 'pki/ca.pem'\ncert = 'pki/{stem}.pem'\nkey = 'pki/{stem}.key'\ncrl = 'pki/crl.pem'\n"
             )
         };
-        let host = format!("name = 'h1'\ncoordinator = '{ADDRESS}'\nstate_dir = 'h1'\nvm_dir = 'vms'\n");
+        let kernels = from_environment("UNASNAP_TEST_KERNEL").parent().unwrap().display().to_string();
+        let host = format!(
+            "name = 'h1'\ncoordinator = '{ADDRESS}'\nstate_dir = 'h1'\nvm_dir = 'vms'\nimage_dirs = ['.', '{kernels}']\n"
+        );
         self.write(
             "coordinator.toml",
             &format!("listen = '{ADDRESS}'\nstate_dir = 'state'\n{}", tls("coordinator")),
@@ -133,6 +154,7 @@ impl Cluster {
 
     fn surround<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.current_dir(self.folder.path()).stdin(Stdio::null()).env("RUST_LOG", "trace");
+        command.env("UNASNAP_TEST_FAULT_POINT", format!("@{}", self.path("fault-point").display()));
         command.env("UNASNAP_CONFIG", "client.toml").env("SSLKEYLOGFILE", self.path("state/session-keys"))
     }
 

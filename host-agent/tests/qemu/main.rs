@@ -11,6 +11,8 @@ mod cluster;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod household;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod privileges;

@@ -10,7 +10,7 @@ use unasnap_guest_ebpf::{Late, StateWord};
 use unasnap_host::colouring::host::{TapPrograms, Taps};
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::{
-    CutTimes, GuestRam, Hypervisor, HypervisorError, InPause, Pending, SavedVm, Vm, VmState,
+    CutTimes, Ground, GuestRam, Hypervisor, HypervisorError, InPause, Pending, SavedVm, Vm, VmState,
 };
 use unasnap_host::store::manifest::{Accel, Facts, FileRole, RamWay, Saved, SavedFile};
 use unasnap_protocol::frame::{Decoder, MAX_GUEST_PAYLOAD};
@@ -413,9 +413,10 @@ impl Hypervisor for FakeHypervisor {
         &self.facts
     }
 
-    fn start<'a>(&'a self, _: &'a VmDefinition, _: u64) -> Pending<'a, Box<dyn Vm>> {
+    fn start<'a>(&'a self, vm: &'a VmDefinition, _: u64) -> Pending<'a, Box<dyn Vm>> {
         self.log.add("boot");
-        let vm = FakeVm::new(Machine::Healthy, self.log.clone(), self.socket.clone(), 0);
+        let machine = if vm.name.as_str() == "deaf" { Machine::Deaf } else { Machine::Healthy };
+        let vm = FakeVm::new(machine, self.log.clone(), self.socket.clone(), 0);
         Box::pin(async move { Ok(Box::new(vm) as Box<dyn Vm>) })
     }
 
@@ -433,5 +434,19 @@ impl Hypervisor for FakeHypervisor {
     fn destroy<'a>(&'a self, _: &'a Name) -> Pending<'a, ()> {
         self.log.add("destroy");
         Box::pin(async { Ok(()) })
+    }
+
+    fn make<'a>(&'a self, _: &'a VmDefinition, _: Ground<'a>, _: u64) -> Pending<'a, ()> {
+        self.log.add("make");
+        Box::pin(async { Ok(()) })
+    }
+
+    fn forget<'a>(&'a self, _: &'a Name) -> Pending<'a, ()> {
+        self.log.add("forget");
+        Box::pin(async { Ok(()) })
+    }
+
+    fn disk_files(&self, vm: &VmDefinition) -> Result<Vec<Vec<PathBuf>>, HypervisorError> {
+        Ok(vm.disks.iter().map(|disk| vec![disk.image.clone()]).collect())
     }
 }

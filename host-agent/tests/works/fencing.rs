@@ -1,11 +1,11 @@
 //! A host that is cut off stops its VMs, if it is told to.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
+use unasnap_host::members::Members;
 use unasnap_host::{fence, member};
 use unasnap_protocol::name::Name;
 
@@ -35,7 +35,8 @@ async fn silence_stops_the_vms_and_a_word_in_time_does_not() {
     let (answers, _kept) = mpsc::unbounded_channel();
     let handle = member::start(Arc::new(works), answers).await;
     let name = Name::new("vm1").unwrap();
-    let members = BTreeMap::from([(name, handle)]);
+    let members = Members::default();
+    members.enter(name, handle);
     let heard = fence::start(Duration::from_millis(400), members.clone());
     for _ in 0..10 {
         sleep(Duration::from_millis(60)).await;

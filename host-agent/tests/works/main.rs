@@ -7,6 +7,7 @@
 mod atomic;
 mod fakes;
 mod fencing;
+mod households;
 mod power;
 
 use std::path::Path;

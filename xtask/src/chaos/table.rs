@@ -78,10 +78,12 @@ pub struct Row {
 }
 
 /// Steps that no row reaches, and why.
-pub const NOT_REACHED: [(&str, &str); 9] = [
+pub const NOT_REACHED: [(&str, &str); 11] = [
     ("journal.host", "written when a host is new; `coordinator/tests` dies there"),
     ("journal.vms", "written when a VM is new; `coordinator/tests` dies there"),
     ("say.Goodbye", "only a host that is refused hears it"),
+    ("say.Household", "no VM comes or goes here; `coordinator/tests` dies there"),
+    ("tell.Household", "no VM comes or goes here; `host-agent/tests/qemu` dies there"),
     ("ask.ReadCounters", "no host asks for counters"),
     ("guest.ReadCounters", "no host asks for counters"),
     ("qmp.query-version", "asked of a QEMU that is only probed"),

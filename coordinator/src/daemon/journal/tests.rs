@@ -56,9 +56,9 @@ fn everything_survives_a_start() {
     journal.update_snapshot(stored(1, SnapshotState::Committed)).unwrap();
     journal.remove_snapshot(&name("ring-000002")).unwrap();
     journal.know_host(&name("h1"), KnownHost { agent_version: "1".to_owned() }).unwrap();
-    journal.know_vms(&name("h1"), [(name("vm1"), vm("h1")), (name("vm2"), vm("h1"))].into()).unwrap();
-    journal.know_vms(&name("h2"), [(name("vm3"), vm("h2"))].into()).unwrap();
-    journal.know_vms(&name("h1"), [(name("vm2"), vm("h1"))].into()).unwrap();
+    journal.know_vms([(name("vm1"), vm("h1")), (name("vm2"), vm("h1"))].into()).unwrap();
+    journal.know_vms([(name("vm3"), vm("h2"))].into()).unwrap();
+    journal.forget_vms(&[name("vm1")]).unwrap();
     journal.set_paused(&name("ring"), Some(name("ring-000001"))).unwrap();
     journal.set_paused(&name("web"), Some(name("web-000001"))).unwrap();
     journal.set_paused(&name("web"), None).unwrap();
@@ -80,12 +80,12 @@ fn everything_survives_a_start() {
 }
 
 #[test]
-fn a_vm_moves_to_the_host_that_reports_it() {
+fn a_vm_moves_to_the_host_that_reports_it_and_is_missed_while_nobody_does() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(&folder);
-    journal.know_vms(&name("h1"), [(name("vm1"), vm("h1"))].into()).unwrap();
-    journal.know_vms(&name("h2"), [(name("vm1"), vm("h2"))].into()).unwrap();
-    journal.know_vms(&name("h1"), BTreeMap::new()).unwrap();
+    journal.know_vms([(name("vm1"), vm("h1"))].into()).unwrap();
+    journal.know_vms([(name("vm1"), vm("h2"))].into()).unwrap();
+    journal.know_vms(BTreeMap::new()).unwrap();
     assert_eq!(journal.vms()[&name("vm1")].host, name("h2"));
 }
 

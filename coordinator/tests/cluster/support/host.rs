@@ -18,6 +18,7 @@ use unasnap_protocol::participant::{Command, Event, Outcome, Participant, Step, 
 use unasnap_protocol::power::{Controlled, Verb};
 
 use super::Cluster;
+use super::house::House;
 
 /// What goes wrong when an order reaches a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +49,12 @@ pub struct Timing {
 }
 
 /// What the test and the host's thread share.
-struct Shared {
-    name: Name,
+pub(super) struct Shared {
+    pub(super) name: Name,
     colouring: Colouring,
-    members: BTreeMap<Name, Participant>,
+    pub(super) members: BTreeMap<Name, Participant>,
     /// What the hypervisor would say; what is not here runs.
-    states: BTreeMap<Name, VmState>,
+    pub(super) states: BTreeMap<Name, VmState>,
     /// VM and name of every order that came.
     orders: Vec<(String, &'static str)>,
     /// Order, fault, how often still.
@@ -66,11 +67,12 @@ struct Shared {
     timing: Timing,
     /// The instant of every TAKE, by the host's clock.
     instants: Vec<Option<u64>>,
+    pub(super) house: House,
 }
 
 /// A host with its agent, in a thread of its own.
 pub struct Host {
-    shared: Arc<Mutex<Shared>>,
+    pub(super) shared: Arc<Mutex<Shared>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -95,6 +97,7 @@ impl Host {
             stop: false,
             timing,
             instants: Vec::new(),
+            house: House::default(),
         }));
         let (identity, address) = (cluster.identity(&format!("host-{name}")), cluster.address());
         let thread = std::thread::spawn({
@@ -189,6 +192,14 @@ async fn session(shared: &Mutex<Shared>, address: &str, identity: &Identity) {
                             None => true,
                         }
                     }
+                    ToHost::Session(CoordinatorSession::Household(order)) => {
+                        let word = shared.lock().unwrap().keep_house(order);
+                        match word.map(|word| word.map(|word| HostSession::Household(word).encode(&()))) {
+                            Ok(Some(word)) => writer.send(&word).await.is_ok(),
+                            Ok(None) => true,
+                            Err(()) => false,
+                        }
+                    }
                     ToHost::Session(_) => true,
                     ToHost::Member(envelope, order) => {
                         let answers = shared.lock().unwrap().obey(envelope, order);
@@ -197,8 +208,14 @@ async fn session(shared: &Mutex<Shared>, address: &str, identity: &Identity) {
                 }
             }
             _ = tick.tick() => {
-                let inventory = HostSession::Inventory(shared.lock().unwrap().inventory());
-                writer.send(&inventory.encode(&())).await.is_ok()
+                let (inventory, unasked) = {
+                    let mut shared = shared.lock().unwrap();
+                    (HostSession::Inventory(shared.inventory()), shared.unasked())
+                };
+                let mut words = vec![inventory];
+                words.extend(unasked.map(HostSession::Household));
+                let bytes: Vec<u8> = words.iter().flat_map(|word| word.encode(&())).collect();
+                writer.send(&bytes).await.is_ok()
             }
             _ = poll.tick() => {
                 let answers = shared.lock().unwrap().release();
@@ -238,7 +255,7 @@ impl Shared {
         }
     }
 
-    fn inventory(&self) -> Inventory {
+    pub(super) fn inventory(&self) -> Inventory {
         let report = |(name, member): (&Name, &Participant)| VmReport {
             name: name.clone(),
             deployment: Name::new("ring").unwrap(),
@@ -253,7 +270,8 @@ impl Shared {
             guest: true,
             incarnation: member.incarnation(),
         };
-        Inventory { vms: self.members.iter().map(report).collect(), free_bytes: 5 << 30 }
+        let members = self.members.iter().filter(|(name, _)| !self.house.hidden.contains(*name));
+        Inventory { vms: members.map(report).collect(), free_bytes: 5 << 30 }
     }
 
     fn now_ns(&self) -> u64 {
@@ -299,6 +317,9 @@ impl Shared {
                 return None;
             }
             None => {}
+        }
+        if order == Order::Delete(()) && !self.members.contains_key(&vm) {
+            return Some(vec![(envelope, Answer::Deleted(()))]);
         }
         self.event(&vm, Event::Order(envelope, order))
     }

@@ -2,6 +2,7 @@
 //! protocol over real TLS and drive the real participants, with nothing behind them.
 
 pub mod host;
+pub mod house;
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::instance::{Chain, VmFolder};
-use crate::definition::VmDefinition;
+use crate::definition::{ImageFormat, VmDefinition};
 use crate::store::manifest::{Accel, Facts};
 
 /// Program that is run.
@@ -87,7 +87,8 @@ pub(super) fn arguments(
     add("-device", format!("virtio-serial-pci,id={SERIAL_BUS},max_ports=2"));
     add("-device", format!("virtserialport,bus={SERIAL_BUS}.0,nr=1,chardev=guest,name={GUEST_PORT}"));
     for (index, chain) in chains.iter().enumerate() {
-        for node in blockdevs(index, chain, folder) {
+        let format = vm.disks.get(index).map(|disk| disk.format).unwrap_or_default();
+        for node in blockdevs(index, chain, format, folder) {
             add("-blockdev", node.to_string());
         }
         let (id, node) = (disk_id(index), chain.active().node());
@@ -113,9 +114,11 @@ pub(super) fn arguments(
 
 /// The nodes of a disk, from the operator's image upwards. Backing files are named here and not read from the
 /// headers, so that the image may lie elsewhere on the host where a snapshot is restored.
-fn blockdevs(index: usize, chain: &Chain, folder: &VmFolder) -> Vec<Value> {
+fn blockdevs(index: usize, chain: &Chain, format: ImageFormat, folder: &VmFolder) -> Vec<Value> {
     let base = format!("{}-base", disk_id(index));
-    let mut nodes = vec![node(&base, &chain.base.path.to_string_lossy(), &Value::Null, true)];
+    let mut image = node(&base, &chain.base.path.to_string_lossy(), &Value::Null, true);
+    image["driver"] = json!(format.label());
+    let mut nodes = vec![image];
     let mut backing = base;
     for (position, layer) in chain.layers.iter().enumerate() {
         let frozen = position + 1 < chain.layers.len();

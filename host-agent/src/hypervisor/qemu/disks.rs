@@ -13,7 +13,7 @@ use super::command::{disk_id, node};
 use super::instance::{Chain, Layer, VmFolder};
 use super::qmp::{Command, Qmp};
 use super::tool::run;
-use crate::definition::Disk;
+use crate::definition::{Disk, ImageFormat};
 use crate::store::files;
 use crate::store::manifest::{FileRole, Manifest};
 
@@ -30,21 +30,22 @@ pub(super) async fn new_chain(
 ) -> Result<Chain, HypervisorError> {
     let base = base_image::describe(&disk.image)?;
     let layer = Layer::new(index, 0);
-    create_layer(&layer, &base.path.to_string_lossy(), folder).await?;
+    create_layer(&layer, &base.path.to_string_lossy(), disk.format, folder).await?;
     Ok(Chain { base, layers: vec![layer], next: None })
 }
 
-/// An empty layer above `backing`, a path or the name of a file of the same folder.
+/// An empty layer above `backing`, a path or the name of a file of the same folder, which is of this format.
 pub(super) async fn create_layer(
     layer: &Layer,
     backing: &str,
+    format: ImageFormat,
     folder: &VmFolder,
 ) -> Result<(), HypervisorError> {
     let path = folder.disks.join(&layer.file);
     // A file of this name can only be left over from a cut that an agent did not live to end.
     files::remove_if_there(&path).map_err(HypervisorError::file("delete", &path))?;
-    run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, &path.to_string_lossy()])
-        .await?;
+    let (format, path) = (format.label(), path.to_string_lossy());
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", format, "-b", backing, &path]).await?;
     Ok(())
 }
 
@@ -67,7 +68,7 @@ pub(super) async fn open_overlays(
 ) -> Result<(), HypervisorError> {
     for chain in chains {
         let Some(next) = &chain.next else { continue };
-        create_layer(next, &chain.active().file, folder).await?;
+        create_layer(next, &chain.active().file, ImageFormat::Qcow2, folder).await?;
         let path = folder.disks.join(&next.file);
         qmp.execute("blockdev-add", node(next.node(), &path.to_string_lossy(), &Value::Null, false)).await?;
     }
@@ -196,7 +197,7 @@ pub(super) async fn from_snapshot(
         }
         let mut chain = Chain { base, layers, next: None };
         let active = chain.following(index);
-        create_layer(&active, &chain.active().file, folder).await?;
+        create_layer(&active, &chain.active().file, ImageFormat::Qcow2, folder).await?;
         chain.layers.push(active);
         chains.push(chain);
     }

@@ -89,6 +89,9 @@ pub(super) struct Instance {
     /// Stopped by an operator, and to stay so.
     #[serde(default)]
     pub paused: bool,
+    /// No process was made since its active layers were: they are empty.
+    #[serde(default)]
+    pub untouched: bool,
 }
 
 /// The layers of one disk.

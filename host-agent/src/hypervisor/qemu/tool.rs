@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// `Tool` with its error output when it cannot be run, fails or takes too long (it is killed then).
-pub(super) async fn run(program: &'static str, arguments: &[&str]) -> Result<String, HypervisorError> {
+pub(crate) async fn run(program: &'static str, arguments: &[&str]) -> Result<String, HypervisorError> {
     let failed = |reason: String| HypervisorError::Tool {
         command: format!("{program} {}", arguments.join(" ")),
         reason,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use unasnap_protocol::name::Name;
 
 use super::super::HypervisorError;
-use crate::store::files::write_durably;
+use crate::store::files::{remove_folder, write_durably};
 use crate::store::manifest::BaseImage;
 
 /// The record of a VM's present or last life.
@@ -60,6 +60,14 @@ impl VmFolder {
         };
         let parsed: Result<Record, _> = serde_json::from_slice(&text);
         parsed.map(Some).map_err(std::io::Error::from).map_err(HypervisorError::file("understand", &path))
+    }
+
+    /// Removes all of it; success when there is nothing.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn remove(&self) -> Result<(), HypervisorError> {
+        remove_folder(&self.0).map_err(HypervisorError::file("delete", &self.0))
     }
 
     /// Replaces the record, durably.

@@ -1,0 +1,338 @@
+//! What hosts are asked that is no member's affair: VMs made and deleted, disks that they share.
+//!
+//! No VM comes or goes while anything is under way for its deployment, and nothing begins for a deployment while a VM of it
+//! comes or goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use unasnap_protocol::control::{CoordinatorSession, Phase};
+use unasnap_protocol::guest::Prefix;
+use unasnap_protocol::household::{HostOrder, HostReport, HouseholdReport, HouseholdRequest, Outcome, Task};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::{Progress, Reply, RequestError, RequestErrorKind, ms};
+
+use super::journal::{KnownVm, Result};
+use super::owner::{Owner, Watchers, tell};
+use super::restoring::no_snapshot;
+
+/// For a digest of a large image.
+const LONG_LIMIT: Duration = Duration::from_secs(3600);
+/// For everything else: a host that kills a VM may need half a minute.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A task under way.
+pub struct Chore {
+    /// When those who have not answered are given up.
+    pub deadline: Instant,
+    /// For progress; no snapshot is called so.
+    id: Name,
+    task: Task,
+    deployments: BTreeSet<Name>,
+    began: Instant,
+    hosts: BTreeSet<Name>,
+    found: BTreeMap<Name, HostReport>,
+    watchers: Watchers,
+}
+
+type Checked<T> = std::result::Result<T, RequestError>;
+
+fn refuse<T>(text: String) -> Checked<T> {
+    Err(RequestError::new(RequestErrorKind::Refused, text))
+}
+
+fn not_found<T>(text: String) -> Checked<T> {
+    Err(RequestError::new(RequestErrorKind::NotFound, text))
+}
+
+impl Chore {
+    fn awaited(&self) -> impl Iterator<Item = &Name> {
+        self.hosts.iter().filter(|host| !self.found.contains_key(*host))
+    }
+
+    /// Tells operators that it is under way.
+    pub fn show(&mut self) {
+        let progress = Progress {
+            snapshot: self.id.clone(),
+            phase: Phase::Control,
+            members: self.hosts.iter().cloned().collect(),
+            waiting: self.awaited().cloned().collect(),
+        };
+        tell(&self.watchers, &Reply::Progress(progress));
+    }
+
+    fn enter(&mut self, host: &Name, outcome: Checked<Outcome>) {
+        let ns = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.found.insert(host.clone(), HostReport { host: host.clone(), outcome, ms: ms(ns) });
+    }
+}
+
+impl Owner {
+    /// `disk` and those `vm` commands by which VMs come and go.
+    pub(super) fn ask(&mut self, request: HouseholdRequest, replies: mpsc::Sender<Reply>) {
+        let checked = self.hosts_meant(&request).and_then(|hosts| {
+            let deployments = self.may_begin(&request.task, &hosts)?;
+            Ok((hosts, deployments))
+        });
+        match checked {
+            Ok((hosts, deployments)) => self.open_chore_at(request.task, hosts, deployments, vec![replies]),
+            Err(error) => tell(&vec![replies], &Reply::Failed(error)),
+        }
+    }
+
+    /// Where a task is to be done. All of the hosts are connected.
+    fn hosts_meant(&self, request: &HouseholdRequest) -> Checked<BTreeSet<Name>> {
+        let of_vm = |vm: &Name| match self.journal.vms().get(vm) {
+            Some(known) => Ok(Some(known.host.clone())),
+            None => not_found(format!("no VM is called {vm}; `unasnap vm list` shows all of them")),
+        };
+        let host = match &request.task {
+            Task::Clone(clone) => of_vm(&clone.of)?,
+            Task::Delete { vm, .. } | Task::Files { vm, snapshot: None } => of_vm(vm)?,
+            Task::Files { vm, snapshot: Some(id) } => Some(self.place_in(vm, id)?),
+            _ => request.host.clone(),
+        };
+        if let (Some(host), Some(wanted)) = (&host, &request.host)
+            && host != wanted
+        {
+            return refuse(format!("{} is done where the VM is, on host {host}", request.task.label()));
+        }
+        let Some(host) = host else {
+            if request.task == Task::Bases {
+                return Ok(self.registry.connected().into_iter().collect());
+            }
+            return refuse(format!("`{}` needs a host", request.task.label()));
+        };
+        if !self.journal.hosts().contains_key(&host) {
+            return not_found(format!("no host is called {host}; `unasnap host list` shows all of them"));
+        }
+        if self.registry.host(&host).is_none() {
+            return refuse(format!("host {host} is not connected; start the host agent there"));
+        }
+        Ok([host].into())
+    }
+
+    /// Where the files of a VM's local snapshot are.
+    fn place_in(&self, vm: &Name, id: &Name) -> Checked<Name> {
+        let Some(stored) = self.journal.snapshots().get(id).filter(|stored| stored.is_committed()) else {
+            return not_found(no_snapshot(id));
+        };
+        match stored.places().remove(vm) {
+            Some(host) => Ok(host),
+            None => not_found(format!(
+                "snapshot {id} holds no VM {vm}; `unasnap snapshot show {id}` shows whom it holds"
+            )),
+        }
+    }
+
+    /// The deployments for which nothing else may begin meanwhile.
+    fn may_begin(&self, task: &Task, hosts: &BTreeSet<Name>) -> Checked<BTreeSet<Name>> {
+        let Some(vm) = task.vm() else { return Ok(BTreeSet::new()) };
+        if let Some(other) = self.chores.values().find(|chore| chore.task.vm() == Some(vm)) {
+            return refuse(format!(
+                "`{}` of {vm} is under way; try again when it has ended",
+                other.task.label()
+            ));
+        }
+        let known = self.journal.vms().get(vm);
+        let of = |vm: &Name| self.journal.vms().get(vm).map(|known| known.deployment.clone());
+        let deployments: BTreeSet<Name> = match task {
+            Task::Create(new) => [new.deployment.clone()].into(),
+            Task::Clone(clone) => clone.deployment.iter().cloned().chain(of(&clone.of)).collect(),
+            _ => of(vm).into_iter().collect(),
+        };
+        for deployment in &deployments {
+            if let Some(what) = self.open_course(deployment) {
+                return refuse(format!(
+                    "{what} of deployment {deployment} is under way; try again when it has ended"
+                ));
+            }
+            if let Some(id) = self.paused_in(deployment) {
+                return refuse(format!(
+                    "deployment {deployment} is paused in {id}; `unasnap resume {deployment}` first"
+                ));
+            }
+        }
+        match task {
+            Task::Delete { lose_snapshots, .. } => self.may_lose(vm, *lose_snapshots)?,
+            Task::Create(_) | Task::Clone(_) => {
+                // The host knows whether it is the very same VM: a command that is repeated goes well.
+                if let Some(other) = known.filter(|known| !hosts.contains(&known.host)) {
+                    return refuse(format!("host {} has VM {vm}; choose another name", other.host));
+                }
+                self.are_free(vm, task)?;
+            }
+            _ => {}
+        }
+        Ok(deployments)
+    }
+
+    /// The deployment that a new VM belongs to.
+    fn home(&self, task: &Task) -> Option<Name> {
+        match task {
+            Task::Create(new) => Some(new.deployment.clone()),
+            Task::Clone(clone) => {
+                let other = || self.journal.vms().get(&clone.of).map(|known| known.deployment.clone());
+                clone.deployment.clone().or_else(other)
+            }
+            _ => None,
+        }
+    }
+
+    /// Members know each other by their addresses.
+    fn are_free(&self, vm: &Name, task: &Task) -> Checked<()> {
+        let home = self.home(task);
+        let wanted: Vec<Prefix> = match task {
+            Task::Create(new) => new.nics.iter().flat_map(|nic| nic.addresses.clone()).collect(),
+            Task::Clone(clone) => clone.addresses.iter().flatten().copied().collect(),
+            _ => Vec::new(),
+        };
+        let has = |known: &KnownVm| known.addresses.iter().find(|address| wanted.contains(address)).copied();
+        let others = self
+            .journal
+            .vms()
+            .iter()
+            .filter(|(name, known)| *name != vm && Some(&known.deployment) == home.as_ref());
+        match others.filter_map(|(name, known)| Some((name, has(known)?))).next() {
+            Some((name, address)) => {
+                refuse(format!("{name} has the address {address}; give {vm} another one"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A snapshot is restored as a whole or not at all.
+    fn may_lose(&self, vm: &Name, confirmed: bool) -> Checked<()> {
+        let stored = self.journal.snapshots().values();
+        let holds = stored.filter(|stored| stored.is_committed() && stored.places().contains_key(vm));
+        let ids: Vec<_> = holds.map(|stored| stored.record.id.as_str()).collect();
+        if ids.is_empty() || confirmed {
+            return Ok(());
+        }
+        refuse(format!(
+            "snapshots hold {vm}, and cannot be restored without it: {}; delete them first, or use --lose-snapshots",
+            ids.join(", ")
+        ))
+    }
+
+    fn open_chore_at(
+        &mut self,
+        task: Task,
+        hosts: BTreeSet<Name>,
+        deployments: BTreeSet<Name>,
+        watchers: Watchers,
+    ) {
+        self.chore_count += 1;
+        let term = self.journal.term();
+        // An answer to an earlier coordinator has another number.
+        let number = term << 32 | u64::from(self.chore_count);
+        let Ok(id) = Name::new(&format!("task-{term}-{}-host", self.chore_count)) else { return };
+        let began = Instant::now();
+        let limit = if matches!(task, Task::Preload { .. } | Task::Bases) { LONG_LIMIT } else { LIMIT };
+        let home = self.home(&task);
+        let incarnation = home.map_or(0, |deployment| self.journal.counters(&deployment).incarnation);
+        let order = HostOrder::Task { number, incarnation, task: task.clone() };
+        let message = CoordinatorSession::Household(order);
+        let deadline = began + limit;
+        let mut chore =
+            Chore { deadline, id, task, deployments, began, hosts, found: BTreeMap::new(), watchers };
+        for host in chore.hosts.clone() {
+            if !self.registry.say(&host, &message) {
+                let text = format!("host {host} is not connected; start the host agent there");
+                chore.enter(&host, refuse(text));
+            }
+        }
+        self.chores.insert(number, chore);
+        self.end_chore_if_complete(number);
+    }
+
+    /// What is awaited of a deployment, in words.
+    pub(super) fn open_chore(&self, deployment: &Name) -> Option<String> {
+        let chore = self.chores.values().find(|chore| chore.deployments.contains(deployment))?;
+        Some(format!("`{}` of {}", chore.task.label(), chore.task.vm()?))
+    }
+
+    /// A host has carried out a task, or not.
+    pub(super) fn on_done(&mut self, host: &Name, number: u64, outcome: Checked<Outcome>) -> Result<()> {
+        let Some(chore) = self.chores.get_mut(&number).filter(|chore| chore.awaited().any(|one| one == host))
+        else {
+            return Ok(());
+        };
+        let (vm, expected) = (chore.task.vm().cloned(), fits(&chore.task, &outcome));
+        if !expected {
+            let text = format!("host {host} answers another question; install the same release on both");
+            chore.enter(host, Err(RequestError::new(RequestErrorKind::Internal, text)));
+        } else {
+            chore.enter(host, outcome.clone());
+            // The next inventory comes within a second; who asks before is to see it, too.
+            match (outcome, vm) {
+                (Ok(Outcome::Made { report, .. }), _) => self.on_made(host, *report)?,
+                (Ok(Outcome::Deleted), Some(vm)) => self.on_gone(host, &[vm])?,
+                _ => {}
+            }
+        }
+        self.end_chore_if_complete(number);
+        Ok(())
+    }
+
+    /// A host has gone: whether it has done it nobody knows.
+    pub(super) fn chores_lose(&mut self, host: &Name) {
+        let text = format!(
+            "the connection to host {host} broke; repeat the command when it is back: what was done is not done twice"
+        );
+        self.give_chores_up(|_, awaited| {
+            (awaited == host).then(|| RequestError::new(RequestErrorKind::Refused, text.clone()))
+        });
+    }
+
+    /// Whoever has not answered is not waited for any more.
+    pub(super) fn on_chore_deadline(&mut self) {
+        let now = Instant::now();
+        self.give_chores_up(|chore, host| {
+            let waited = (chore.deadline - chore.began).as_secs();
+            let text = format!(
+                "host {host} has not answered in {waited} s; look at the log of the host agent there"
+            );
+            (chore.deadline <= now).then(|| RequestError::new(RequestErrorKind::TimedOut, text))
+        });
+    }
+
+    fn give_chores_up(&mut self, why: impl Fn(&Chore, &Name) -> Option<RequestError>) {
+        for chore in self.chores.values_mut() {
+            let given_up = chore.awaited().filter_map(|host| Some((host.clone(), why(chore, host)?)));
+            for (host, error) in given_up.collect::<Vec<_>>() {
+                chore.enter(&host, Err(error));
+            }
+        }
+        for number in self.chores.keys().copied().collect::<Vec<_>>() {
+            self.end_chore_if_complete(number);
+        }
+    }
+
+    fn end_chore_if_complete(&mut self, number: u64) {
+        if self.chores.get(&number).is_some_and(|chore| chore.awaited().next().is_none())
+            && let Some(chore) = self.chores.remove(&number)
+        {
+            let hosts = chore.found.into_values().collect();
+            tell(&chore.watchers, &Reply::Household(HouseholdReport { hosts }));
+        }
+    }
+}
+
+/// A host cannot say of one VM that it is another.
+fn fits(task: &Task, outcome: &Checked<Outcome>) -> bool {
+    match (task, outcome) {
+        (_, Err(_))
+        | (Task::Bases, Ok(Outcome::Bases(_)))
+        | (Task::Preload { .. }, Ok(Outcome::Preloaded(_)))
+        | (Task::Unregister(_), Ok(Outcome::Unregistered))
+        | (Task::Delete { .. }, Ok(Outcome::Deleted))
+        | (Task::Files { .. }, Ok(Outcome::Files(_))) => true,
+        (Task::Create(_) | Task::Clone(_), Ok(Outcome::Made { report, .. })) => {
+            task.vm() == Some(&report.name)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,166 @@
+//! What the host for tests does that is no member's affair.
+
+use std::collections::BTreeSet;
+
+use unasnap_protocol::control::VmState;
+use unasnap_protocol::files::{FileReport, FileRole, NeededFile, StoreKind, Totals};
+use unasnap_protocol::household::{Base, HostOrder, HostWord, Outcome, Task};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::{RequestError, RequestErrorKind};
+use unasnap_protocol::participant::Participant;
+
+use super::host::{Host, Shared};
+
+/// Everything about it.
+#[derive(Default)]
+pub struct House {
+    /// VMs that are not reported: their definitions are broken.
+    pub hidden: BTreeSet<Name>,
+    /// Names of the tasks that came.
+    tasks: Vec<&'static str>,
+    /// VMs that were asked for because they were missing.
+    missed: Vec<Name>,
+    /// The next answer is not given, and the connection breaks.
+    breaks: bool,
+    /// No answer is given.
+    mute: bool,
+    /// Said with the next inventory.
+    gone: Vec<Name>,
+}
+
+impl Host {
+    /// Names of the tasks that came.
+    pub fn tasks(&self) -> Vec<&'static str> {
+        self.shared.lock().unwrap().house.tasks.clone()
+    }
+
+    /// VMs that the coordinator missed.
+    pub fn missed(&self) -> Vec<String> {
+        self.shared.lock().unwrap().house.missed.iter().map(Name::to_string).collect()
+    }
+
+    /// Its definition is broken, or mended.
+    pub fn hide(&self, vm: &str, hidden: bool) {
+        let (mut shared, name) = (self.shared.lock().unwrap(), Name::new(vm).unwrap());
+        if hidden {
+            shared.house.hidden.insert(name);
+        } else {
+            shared.house.hidden.remove(&name);
+        }
+    }
+
+    /// Somebody removes a VM while nobody is told.
+    pub fn lose(&self, vm: &str) {
+        self.shared.lock().unwrap().members.remove(&Name::new(vm).unwrap());
+    }
+
+    /// The next task is carried out, and its answer is lost with the connection.
+    pub fn break_after_task(&self) {
+        self.shared.lock().unwrap().house.breaks = true;
+    }
+
+    /// It says with its next inventory that this VM is gone.
+    pub fn say_gone(&self, vm: &str) {
+        self.shared.lock().unwrap().house.gone.push(Name::new(vm).unwrap());
+    }
+
+    /// Has it said all of that?
+    pub fn has_said(&self) -> bool {
+        self.shared.lock().unwrap().house.gone.is_empty()
+    }
+
+    /// Tasks are not answered.
+    pub fn set_mute(&self, mute: bool) {
+        self.shared.lock().unwrap().house.mute = mute;
+    }
+}
+
+impl Shared {
+    /// What a lying host says unasked.
+    pub fn unasked(&mut self) -> Option<HostWord> {
+        let gone = std::mem::take(&mut self.house.gone);
+        (!gone.is_empty()).then_some(HostWord::Gone(gone))
+    }
+
+    /// What is said to an order. `Err` breaks the connection.
+    pub fn keep_house(&mut self, order: HostOrder) -> Result<Option<HostWord>, ()> {
+        match order {
+            HostOrder::Missing(names) => {
+                self.house.missed.extend(names.clone());
+                let gone: Vec<_> =
+                    names.into_iter().filter(|name| !self.members.contains_key(name)).collect();
+                Ok((!gone.is_empty()).then_some(HostWord::Gone(gone)))
+            }
+            HostOrder::Task { number, incarnation, task } => {
+                self.house.tasks.push(task.label());
+                let outcome = self.carry_out(task, incarnation);
+                if std::mem::take(&mut self.house.breaks) {
+                    return Err(());
+                }
+                Ok((!self.house.mute).then_some(HostWord::Done { number, outcome }))
+            }
+        }
+    }
+
+    fn carry_out(&mut self, task: Task, incarnation: u64) -> Result<Outcome, RequestError> {
+        let base = Base {
+            name: Name::new("debian").unwrap(),
+            path: "/srv/images/debian.qcow2".to_owned(),
+            format: "qcow2".to_owned(),
+            virtual_bytes: 2 << 30,
+            bytes: 300 << 20,
+            blake3: "ab".repeat(32),
+            users: self.members.keys().cloned().collect(),
+            problem: None,
+        };
+        match task {
+            Task::Bases => Ok(Outcome::Bases(vec![base])),
+            Task::Preload { .. } => Ok(Outcome::Preloaded(base)),
+            Task::Files { vm, snapshot } => Ok(Outcome::Files(Box::new(files(&self.name, &vm, snapshot)))),
+            Task::Unregister(_) => Ok(Outcome::Unregistered),
+            Task::Create(new) => Ok(self.made(new.name, incarnation)),
+            Task::Clone(clone) => Ok(self.made(clone.name, incarnation)),
+            Task::Delete { vm, force, .. } => {
+                if !force && self.states.get(&vm) != Some(&VmState::Stopped) {
+                    return Err(RequestError::new(
+                        RequestErrorKind::Refused,
+                        format!("VM {vm} runs: stop it first"),
+                    ));
+                }
+                self.members.remove(&vm);
+                Ok(Outcome::Deleted)
+            }
+        }
+    }
+
+    fn made(&mut self, vm: Name, incarnation: u64) -> Outcome {
+        let changed = !self.members.contains_key(&vm);
+        if changed {
+            self.states.insert(vm.clone(), VmState::Stopped);
+            self.members.insert(vm.clone(), Participant::new(incarnation));
+        }
+        let report = self.inventory().vms.into_iter().find(|report| report.name == vm);
+        Outcome::Made { report: Box::new(report.unwrap()), changed }
+    }
+}
+
+/// A base that all VMs of a host share, and a layer of its own for each.
+fn files(host: &Name, vm: &Name, snapshot: Option<Name>) -> FileReport {
+    let file = |path: &str, role, bytes| NeededFile { path: path.to_owned(), role, bytes, parent: None };
+    let needed = vec![
+        file("/srv/images/debian.qcow2", FileRole::BaseDisk, 300 << 20),
+        file("disk0-0000.qcow2", FileRole::DifferenceDisk, 1 << 20),
+    ];
+    FileReport {
+        vm: vm.to_string(),
+        kind: StoreKind::Qcow2,
+        folder: format!("/var/lib/{host}/{vm}"),
+        target: snapshot.map(|id| id.to_string()),
+        current: None,
+        snapshots: Vec::new(),
+        totals: Totals::of(&needed, &[], &[]),
+        needed,
+        not_needed: Vec::new(),
+        missing: Vec::new(),
+    }
+}

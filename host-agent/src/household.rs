@@ -1,0 +1,168 @@
+//! What is asked of the host and not of a member: one task that owns the bases, one queue. VMs come and go through
+//! [`Registry`].
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use unasnap_protocol::household::{HostOrder, HostWord, Outcome, Task};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::RequestError;
+
+use self::files::{present_files, saved_files};
+use self::plan::{Plan, of_clone, of_new};
+use crate::bases::{Bases, Candidate, Considered};
+use crate::definition::{Disk, VmDefinition};
+use crate::hypervisor::Ground;
+use crate::registry::{Registry, internal, refused};
+use crate::store::Store;
+
+mod files;
+mod plan;
+
+/// Orders that may wait.
+const QUEUE: usize = 64;
+
+/// What a task has come to.
+type Result<T> = std::result::Result<T, RequestError>;
+
+/// Starts the task; it ends when the sender is dropped.
+#[must_use]
+pub fn start(
+    registry: Registry,
+    bases: Bases,
+    store: Store,
+    words: mpsc::UnboundedSender<HostWord>,
+) -> mpsc::Sender<HostOrder> {
+    let (sender, orders) = mpsc::channel(QUEUE);
+    let household = Household { registry, bases, store, words, reading: JoinSet::new() };
+    tokio::spawn(household.run(orders));
+    sender
+}
+
+struct Household {
+    registry: Registry,
+    bases: Bases,
+    store: Store,
+    words: mpsc::UnboundedSender<HostWord>,
+    /// Files whose digests are being computed, with the numbers of their tasks.
+    reading: JoinSet<(u64, Result<Candidate>)>,
+}
+
+impl Household {
+    async fn run(mut self, mut orders: mpsc::Receiver<HostOrder>) {
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(HostOrder::Missing(names)) => {
+                        let gone = self.registry.gone_among(&names);
+                        if !gone.is_empty() {
+                            self.say(HostWord::Gone(gone));
+                        }
+                    }
+                    Some(HostOrder::Task { number, incarnation, task }) => {
+                        tracing::info!(number, task = task.label(), vm = task.vm().map(Name::as_str));
+                        if let Some(outcome) = self.carry_out(number, incarnation, task).await {
+                            self.answer(number, outcome);
+                        }
+                    }
+                    None => return,
+                },
+                Some(read) = self.reading.join_next() => match read {
+                    Ok((number, read)) => {
+                        let entered = read.and_then(|candidate| self.bases.enter(candidate));
+                        let outcome = match entered {
+                            Ok(name) => self.preloaded(&name).await,
+                            Err(error) => Err(error),
+                        };
+                        self.answer(number, outcome);
+                    }
+                    Err(error) => tracing::error!("a digest was not computed: {error}"),
+                },
+            }
+        }
+    }
+
+    /// `None` when the answer comes later.
+    async fn carry_out(&mut self, number: u64, incarnation: u64, task: Task) -> Option<Result<Outcome>> {
+        Some(match task {
+            Task::Bases => Ok(self.all_bases().await),
+            Task::Preload { path, name } => match self.bases.consider(&path, name).await {
+                Ok(Considered::New(candidate)) => {
+                    self.reading.spawn(async move { (number, candidate.read().await) });
+                    return None;
+                }
+                Ok(Considered::Known(name)) => self.preloaded(&name).await,
+                Err(error) => Err(error),
+            },
+            Task::Unregister(name) => self.unregister(&name),
+            Task::Create(new) => match self.bases.sound(&new.base).await {
+                Ok(base) => match of_new(&new, base, &self.bases, self.registry.members()) {
+                    Ok(plan) => self.make(plan, incarnation).await,
+                    Err(error) => Err(error),
+                },
+                Err(error) => Err(error),
+            },
+            Task::Clone(clone) => match of_clone(&clone, self.registry.members()) {
+                Ok(plan) => self.make(plan, incarnation).await,
+                Err(error) => Err(error),
+            },
+            Task::Files { vm, snapshot: Some(id) } => saved_files(&self.store, &vm, &id),
+            Task::Files { vm, snapshot: None } => present_files(self.registry.members(), &vm),
+            Task::Delete { vm, force, .. } => {
+                self.registry.remove(&vm, force).await.map(|()| Outcome::Deleted)
+            }
+        })
+    }
+
+    async fn make(&self, plan: Plan, incarnation: u64) -> Result<Outcome> {
+        let Plan { definition, like, known } = plan;
+        let ground =
+            like.as_ref().map_or(Ground::Bases(&known), |other: &VmDefinition| Ground::DisksOf(other));
+        let (member, changed) = self.registry.make(definition, ground, incarnation).await?;
+        Ok(Outcome::Made { report: Box::new(member.standing().report), changed })
+    }
+
+    async fn all_bases(&self) -> Outcome {
+        let mut bases = Vec::new();
+        for name in self.bases.known().keys() {
+            bases.extend(self.bases.tell(name, self.users(name)).await);
+        }
+        Outcome::Bases(bases)
+    }
+
+    async fn preloaded(&self, name: &Name) -> Result<Outcome> {
+        let base = self.bases.tell(name, self.users(name)).await;
+        base.map(Outcome::Preloaded).ok_or_else(|| internal(format!("base {name} is gone")))
+    }
+
+    fn unregister(&mut self, name: &Name) -> Result<Outcome> {
+        let users = self.users(name);
+        if users.is_empty() {
+            return self.bases.remove(name).map(|()| Outcome::Unregistered);
+        }
+        let users = users.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+        Err(refused(format!("base {name} is below disks of {users}: delete them first")))
+    }
+
+    /// VMs that have a base below a disk.
+    fn users(&self, base: &Name) -> Vec<Name> {
+        let Some(known) = self.bases.known().get(base) else { return Vec::new() };
+        let members = self.registry.members().list();
+        let definitions = members.iter().map(|member| member.works().definition());
+        // A definition written by hand may name it by another way.
+        let is_base = |disk: &Disk| disk.image.canonicalize().is_ok_and(|path| path == known.image.path);
+        let uses = |vm: &&VmDefinition| vm.disks.iter().any(is_base);
+        definitions.filter(uses).map(|vm| vm.name.clone()).collect()
+    }
+
+    fn answer(&self, number: u64, outcome: Result<Outcome>) {
+        if let Err(error) = &outcome {
+            tracing::warn!(number, "it is not carried out: {error}");
+        }
+        self.say(HostWord::Done { number, outcome });
+    }
+
+    fn say(&self, word: HostWord) {
+        // The receiver lives as long as the process.
+        let _ = self.words.send(word);
+    }
+}

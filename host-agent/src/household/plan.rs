@@ -1,0 +1,122 @@
+//! Definitions of VMs that are to be made.
+
+use std::collections::BTreeSet;
+
+use unasnap_protocol::control;
+use unasnap_protocol::guest::Prefix;
+use unasnap_protocol::household::{NewVm, VmClone};
+use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::{RequestError, RequestErrorKind};
+
+use super::Result;
+use crate::bases::{Bases, Known};
+use crate::definition::{Colouring, Disk, Nic, VmDefinition};
+use crate::members::Members;
+use crate::registry::refused;
+use crate::store::manifest::BaseImage;
+
+/// A VM that is to be made.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub definition: VmDefinition,
+    /// Whose disks it is to have; without it, its images as they are.
+    pub like: Option<VmDefinition>,
+    /// What is known of its images.
+    pub known: Vec<BaseImage>,
+}
+
+/// A VM on a base.
+pub(super) fn of_new(new: &NewVm, base: &Known, bases: &Bases, members: &Members) -> Result<Plan> {
+    let file = |path: &Option<String>| path.as_ref().map(|path| bases.resolve(path)).transpose();
+    let mut definition = VmDefinition {
+        name: new.name.clone(),
+        deployment: new.deployment.clone(),
+        memory_mb: new.memory_mb,
+        cpus: new.cpus,
+        machine: None,
+        kernel: file(&new.kernel)?,
+        initrd: file(&new.initrd)?,
+        append: new.append.clone(),
+        colouring: match new.colouring {
+            None => Colouring::Auto,
+            Some(control::Colouring::Host) => Colouring::Host,
+            Some(control::Colouring::Memory) => Colouring::Memory,
+            Some(control::Colouring::Guest) => Colouring::Guest,
+            Some(control::Colouring::None) => Colouring::None,
+        },
+        disks: vec![Disk { image: base.image.path.clone(), format: base.format }],
+        nics: Vec::new(),
+    };
+    for nic in &new.nics {
+        let mac = nic.mac.clone().unwrap_or_default();
+        definition.nics.push(Nic { bridge: nic.bridge.clone(), mac, addresses: words(&nic.addresses) });
+    }
+    derive_macs(&mut definition, members);
+    Ok(Plan { definition, like: None, known: vec![base.image.clone()] })
+}
+
+/// A VM with the disks of another one.
+pub(super) fn of_clone(clone: &VmClone, members: &Members) -> Result<Plan> {
+    let Some(other) = members.get(&clone.of) else {
+        let text = format!("this host has no VM {}", clone.of);
+        return Err(RequestError::new(RequestErrorKind::NotFound, text));
+    };
+    let like = other.works().definition().clone();
+    if like.machine.is_some() {
+        return Err(refused(format!(
+            "VM {} is VirtualBox's: clone its machine with VirtualBox's own means",
+            clone.of
+        )));
+    }
+    let state = other.standing().report.state;
+    if state != control::VmState::Stopped {
+        return Err(refused(format!("VM {} is not stopped: a clone has what its disks hold then", clone.of)));
+    }
+    let with_addresses = like.nics.iter().filter(|nic| !nic.addresses.is_empty()).count();
+    if clone.addresses.len() != with_addresses {
+        let text = format!(
+            "VM {} has {with_addresses} network cards with addresses, and no two VMs have the same: give {} as many --addresses",
+            clone.of, clone.name
+        );
+        return Err(refused(text));
+    }
+    let mut given = clone.addresses.iter();
+    let mut definition = VmDefinition { name: clone.name.clone(), ..like.clone() };
+    if let Some(deployment) = &clone.deployment {
+        definition.deployment = deployment.clone();
+    }
+    for nic in &mut definition.nics {
+        nic.mac.clear();
+        if !nic.addresses.is_empty() {
+            nic.addresses = given.next().map(|addresses| words(addresses)).unwrap_or_default();
+        }
+    }
+    derive_macs(&mut definition, members);
+    Ok(Plan { definition, like: Some(like), known: Vec::new() })
+}
+
+fn words(addresses: &[Prefix]) -> Vec<String> {
+    addresses.iter().map(Prefix::to_string).collect()
+}
+
+/// Gives every card without a hardware address one that no other VM of this host has, by the VM's name: the same one when the
+/// same VM is asked for again.
+fn derive_macs(vm: &mut VmDefinition, members: &Members) {
+    let others = members.list();
+    let others =
+        others.iter().map(|member| member.works().definition()).filter(|other| other.name != vm.name);
+    let mut taken: BTreeSet<String> =
+        others.flat_map(|other| &other.nics).chain(&vm.nics).map(|nic| nic.mac.to_lowercase()).collect();
+    for (index, nic) in vm.nics.iter_mut().enumerate().filter(|(_, nic)| nic.mac.is_empty()) {
+        let free = (0_u32..).map(|attempt| mac(&vm.name, index, attempt)).find(|mac| !taken.contains(mac));
+        nic.mac = free.unwrap_or_default();
+        taken.insert(nic.mac.clone());
+    }
+}
+
+/// In the range that QEMU's VMs have.
+fn mac(vm: &Name, card: usize, attempt: u32) -> String {
+    let digest = blake3::hash(format!("{vm}/{card}/{attempt}").as_bytes());
+    let [one, two, three, ..] = digest.as_bytes();
+    format!("52:54:00:{one:02x}:{two:02x}:{three:02x}")
+}
