@@ -41,8 +41,16 @@ pub async fn run(config: Config) -> Result<()> {
     let (word_sender, words) = mpsc::unbounded_channel();
     let (together, standing) = Together::new();
     let (vm_dir, drivers, words_of) = (&config.vm_dir, Drivers::new(&config), word_sender.clone());
-    let registry =
-        Registry::open(vm_dir, drivers, store.clone(), taps.clone(), answer_sender, words_of, together.clone()).await?;
+    let registry = Registry::open(
+        vm_dir,
+        drivers,
+        store.clone(),
+        taps.clone(),
+        answer_sender,
+        words_of,
+        together.clone(),
+    )
+    .await?;
     let members = registry.members().clone();
     let names: Vec<Name> = members.list().iter().map(|member| member.standing().report.name).collect();
     if let Err(error) = taps.forget_all_but(&names) {

@@ -13,6 +13,7 @@ use unasnap_host::hypervisor::Ground;
 use unasnap_host::registry::Registry;
 use unasnap_host::store::Store;
 use unasnap_host::store::space::Limits;
+use unasnap_host::together::Together;
 use unasnap_protocol::control::{Envelope, Order};
 use unasnap_protocol::household::{HostOrder, HostWord, Outcome, Task, VmClone};
 use unasnap_protocol::name::Name;
@@ -69,8 +70,17 @@ impl House {
         let (answers, _answers) = mpsc::unbounded_channel();
         let (sender, words) = mpsc::unbounded_channel();
         let drivers = Drivers::with_qemu(Arc::new(hypervisor));
-        let registry =
-            Registry::open(&self.path("vms"), drivers, store, taps, answers, sender.clone()).await.unwrap();
+        let registry = Registry::open(
+            &self.path("vms"),
+            drivers,
+            store,
+            taps,
+            answers,
+            sender.clone(),
+            Together::new().0,
+        )
+        .await
+        .unwrap();
         Agent { registry, words, sender, _answers }
     }
 

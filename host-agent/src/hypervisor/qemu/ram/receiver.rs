@@ -194,8 +194,10 @@ impl Worker {
                 return Err(ReceiveError::GivenUp);
             }
             let count = match (self.read()?, pace) {
-                // QEMU closes the socket when the migration is cancelled at the end of the pause.
-                (Read::End, Pace::Drain | Pace::Finish) | (Read::Silence, Pace::Finish) => break,
+                (Read::Silence, Pace::Finish) => break,
+                // QEMU closes the socket when the migration is cancelled at the end of the pause, which may have begun while
+                // this thread waited for bytes.
+                (Read::End, _) if matches!(*self.shared.pace(), Pace::Drain | Pace::Finish) => break,
                 (Read::End, _) => return Err(ReceiveError::CutOff),
                 (Read::Silence, _) => continue,
                 (Read::Bytes(_), Pace::Drain) if self.buffer.len() < MAX_DRAINED => continue,
@@ -259,5 +261,42 @@ impl Schedule {
         self.bytes += more as u64;
         let due = Duration::from_secs_f64(self.bytes as f64 / BULK_BYTES_PER_S as f64);
         due.saturating_sub(self.origin.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// The whole pause may pass while the thread waits in one read.
+    #[test]
+    fn a_pause_that_is_over_before_the_thread_looks_up_is_no_early_end() {
+        for _ in 0..20 {
+            let (ours, mut qemu_end) = UnixStream::pair().unwrap();
+            qemu_end.write_all(b"QEVM\0\0\0\x03").unwrap();
+            let image = Image::new(tempfile::tempfile().unwrap(), 1 << 20).unwrap();
+            let receiver = Receiver::start(ours, image).unwrap();
+            receiver.set(Pace::Near);
+            std::thread::sleep(Duration::from_millis(2));
+            receiver.set(Pace::Drain);
+            drop(qemu_end);
+            std::thread::sleep(Duration::from_millis(1));
+            receiver.finish().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_end_before_the_pause_is_told() {
+        let (ours, qemu_end) = UnixStream::pair().unwrap();
+        let image = Image::new(tempfile::tempfile().unwrap(), 1 << 20).unwrap();
+        let receiver = Receiver::start(ours, image).unwrap();
+        receiver.set(Pace::Near);
+        drop(qemu_end);
+        while !receiver.has_failed() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(matches!(receiver.finish(), Err(ReceiveError::CutOff)));
     }
 }
