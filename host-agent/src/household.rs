@@ -1,6 +1,8 @@
 //! What is asked of the host and not of a member: one task that owns the bases, one queue. VMs come and go through
 //! [`Registry`].
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use unasnap_protocol::household::{HostOrder, HostWord, Outcome, Task};
@@ -27,7 +29,7 @@ type Result<T> = std::result::Result<T, RequestError>;
 /// Starts the task; it ends when the sender is dropped.
 #[must_use]
 pub fn start(
-    registry: Registry,
+    registry: Arc<Registry>,
     bases: Bases,
     store: Store,
     words: mpsc::UnboundedSender<HostWord>,
@@ -39,7 +41,7 @@ pub fn start(
 }
 
 struct Household {
-    registry: Registry,
+    registry: Arc<Registry>,
     bases: Bases,
     store: Store,
     words: mpsc::UnboundedSender<HostWord>,

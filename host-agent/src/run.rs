@@ -57,7 +57,7 @@ pub async fn run(config: Config) -> Result<()> {
         tracing::warn!("programs of VMs that are no longer defined are left: {error:#}");
     }
     let bases = Bases::open(&config.state_dir, &config.image_dirs)?;
-    let household = household::start(registry, bases, store.clone(), word_sender);
+    let household = household::start(Arc::new(registry), bases, store.clone(), word_sender);
     let after = config.self_fence_s.map(|seconds| Duration::from_secs(seconds.get()));
     let fence = after.map(|after| fence::start(after, members.clone()));
     let link = Link { config, trust, members, household, fence, store, answers, words, together, standing };

@@ -70,6 +70,7 @@ fn vms_on_a_base_come_and_go_and_the_base_stays_as_it_is() {
     );
 
     let (code, out) = attempt(&cluster, &create(&cluster, "node", "10.0.0.1"));
+    eprint!("{out}");
     assert!(code == 0 && out.starts_with("created node on h1 in "), "{out}: {}", cluster.words());
     assert_eq!(files(&cluster, "vms"), ["node.toml"]);
     cluster.json(&["vm", "start", "node"]);

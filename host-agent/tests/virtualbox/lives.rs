@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use unasnap_host::hypervisor::{Hypervisor, InPause, VmState};
+use unasnap_host::hypervisor::{Ground, Hypervisor, InPause, VmState};
 
 use crate::recorded::answer;
 use crate::simulated::{LOWER, Simulated};
@@ -40,6 +40,22 @@ async fn a_definition_that_says_something_else_than_the_machine_is_refused() {
     host.vm.memory_mb = 65;
     let error = host.driver.start(&host.vm, 0).await.map(drop).unwrap_err().to_string();
     assert!(error.contains("memory_mb = 65 and cpus = 1, and its machine has 64 and 1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_vm_that_is_deleted_leaves_the_machine_to_its_operator() {
+    let host = Host::new().await;
+    drop(host.driver.start(&host.vm, 3).await.unwrap());
+    let error = host.driver.forget(&host.vm.name).await.unwrap_err().to_string();
+    assert!(error.contains("cannot delete: it runs"), "{error}");
+    host.driver.destroy(&host.vm.name).await.unwrap();
+    host.virtualbox.taken();
+    host.driver.forget(&host.vm.name).await.unwrap();
+    host.driver.forget(&host.vm.name).await.unwrap();
+    assert_eq!(host.virtualbox.taken(), [] as [&str; 0]);
+    assert!(host.machine("run.vbox").exists() && !host.folder.path().join("vms/web").exists());
+    let error = host.driver.make(&host.vm, Ground::Bases(&[]), 0).await.unwrap_err().to_string();
+    assert!(error.contains("with VirtualBox's own means"), "{error}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ async fn silence_stops_the_vms_and_a_word_in_time_does_not() {
     let name = Name::new("vm1").unwrap();
     let members = Members::default();
     members.enter(name, handle);
-    let heard = fence::start(Duration::from_millis(400), members.clone());
+    let heard = fence::start(Duration::from_millis(1500), members.clone());
     for _ in 0..10 {
         sleep(Duration::from_millis(60)).await;
         heard.send_replace(Instant::now());

@@ -245,7 +245,7 @@ async fn a_household_answers_every_task_once() {
     let store = Store::open(house.folder.path(), Limits::default()).unwrap();
     let (handle, _) = registry.make(house.definition("vm1"), Ground::Bases(&[]), 0).await.unwrap();
     let bases = Bases::open(house.folder.path(), &[house.path("images")]).unwrap();
-    let orders = household::start(registry, bases, store, sender);
+    let orders = household::start(Arc::new(registry), bases, store, sender);
     let mut ask = async |number: u64, task: Task| {
         orders.send(HostOrder::Task { number, incarnation: 3, task }).await.unwrap();
         loop {
