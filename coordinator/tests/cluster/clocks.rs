@@ -1,6 +1,6 @@
 //! Hosts whose clocks are minutes apart: TAKE names one instant to all, and the skew is told in one time.
 
-use crate::support::host::{Host, Timing};
+use crate::support::host::{Fault, Host, Timing};
 use crate::support::{Cluster, wait_until};
 use serde_json::Value;
 use unasnap_protocol::control::Colouring;
@@ -86,4 +86,20 @@ fn a_host_that_does_not_tell_its_clock_makes_take_mean_at_once() {
     assert!(snapshot["members"][1]["clock_bound_ms"].is_null() && snapshot["skew_ms"].is_number());
     let shown = cluster.run(&["snapshot", "show", snapshot["id"].as_str().unwrap()]).stdout;
     assert!(shown.contains("± - ms, cuts ordered at once"), "{shown}");
+}
+
+/// Members stand still until the last one does; who is late because it is dead is not waited for here, but by its host's patience.
+#[test]
+fn members_are_told_to_run_on_when_the_last_one_stands() {
+    let cluster = Cluster::start();
+    let (one, two) = (Host::start(&cluster, "h1", &["vm1"]), Host::start(&cluster, "h2", &["vm2", "vm3"]));
+    cluster.wait_for_vms(3);
+    assert_eq!(cluster.run(&["snapshot", "take"]).code, 0);
+    let told = || (one.run_ons(), two.run_ons());
+    let once = vec!["ring-000001".to_owned()];
+    wait_until("both hosts are told", || told() == (once.clone(), once.clone()));
+    two.fault("Take", Fault::Refuse);
+    assert_ne!(cluster.run(&["snapshot", "take"]).code, 0);
+    wait_until("all is undone", || one.is_idle() && two.is_idle());
+    assert_eq!(told(), (once.clone(), once), "vm2 never stood");
 }

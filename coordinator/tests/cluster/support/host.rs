@@ -10,7 +10,7 @@ use tokio::time::{interval, sleep};
 use unasnap_channel::{Identity, Writer, connect, steady_ns};
 use unasnap_protocol::control::{
     Answer, ClockReading, Colouring, CoordinatorSession, CutReport, Envelope, Failure, FailureKind, Hello,
-    HostSession, Inventory, Order, Phase, SavedReport, ToHost, Undecided, VmReport, VmState,
+    HostSession, Inventory, Order, Phase, SavedReport, Standing, ToHost, Undecided, VmReport, VmState,
 };
 use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::name::Name;
@@ -67,6 +67,8 @@ pub(super) struct Shared {
     timing: Timing,
     /// The instant of every TAKE, by the host's clock.
     instants: Vec<Option<u64>>,
+    /// Snapshots of which it was told that all stand.
+    run_ons: Vec<String>,
     pub(super) house: House,
 }
 
@@ -97,6 +99,7 @@ impl Host {
             stop: false,
             timing,
             instants: Vec::new(),
+            run_ons: Vec::new(),
             house: House::default(),
         }));
         let (identity, address) = (cluster.identity(&format!("host-{name}")), cluster.address());
@@ -126,6 +129,11 @@ impl Host {
     /// From now on its clock is so far ahead.
     pub fn set_clock(&self, ahead_ns: i64) {
         self.shared.lock().unwrap().timing.ahead_ns = ahead_ns;
+    }
+
+    /// Snapshots of which this host was told that all members stand.
+    pub fn run_ons(&self) -> Vec<String> {
+        self.shared.lock().unwrap().run_ons.clone()
     }
 
     /// The instants of all TAKEs, by this host's clock.
@@ -200,6 +208,10 @@ async fn session(shared: &Mutex<Shared>, address: &str, identity: &Identity) {
                             Err(()) => false,
                         }
                     }
+                    ToHost::Session(CoordinatorSession::RunOn(snapshot)) => {
+                        shared.lock().unwrap().run_ons.push(snapshot.to_string());
+                        true
+                    }
                     ToHost::Session(_) => true,
                     ToHost::Member(envelope, order) => {
                         let answers = shared.lock().unwrap().obey(envelope, order);
@@ -233,6 +245,12 @@ async fn session(shared: &Mutex<Shared>, address: &str, identity: &Identity) {
 async fn send_all(writer: &mut Writer, answers: Option<Vec<(Envelope, Answer)>>) -> bool {
     let Some(answers) = answers else { return false };
     for (envelope, answer) in answers {
+        if let Answer::Cut(_) = answer {
+            let standing = Standing { vm: envelope.vm.clone(), snapshot: envelope.snapshot.clone() };
+            if writer.send(&HostSession::Standing(standing).encode(&())).await.is_err() {
+                return false;
+            }
+        }
         if writer.send(&answer.encode(&envelope)).await.is_err() {
             return false;
         }
