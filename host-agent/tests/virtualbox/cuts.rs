@@ -25,12 +25,16 @@ async fn the_machine_stands_still_from_the_flip_to_the_resume() {
     let in_pause = InPause {
         stopped: Box::new(|| seen("stopped")),
         fixed: Box::new(|| seen("fixed")),
-        ..InPause::nothing()
+        run_on: Box::pin(async { seen("run on") }),
     };
     let times = vm.cut(in_pause).await.unwrap();
-    assert_eq!(*at.lock().unwrap(), [("stopped", "paused", false), ("fixed", "paused", true)]);
+    let expected = [("stopped", "paused", false), ("fixed", "paused", true), ("run on", "paused", true)];
+    assert_eq!(*at.lock().unwrap(), expected);
     assert!(times.stopped_at <= times.instant && times.instant <= times.resumed_at);
-    assert_eq!(times.parts.iter().map(|part| part.0).collect::<Vec<_>>(), ["pause", "take", "resume"]);
+    assert_eq!(
+        times.parts.iter().map(|part| part.0).collect::<Vec<_>>(),
+        ["pause", "take", "others", "resume"]
+    );
     assert_eq!(vm.state().await.unwrap(), VmState::Running);
     assert_eq!(
         host.virtualbox.taken(),
