@@ -4,24 +4,16 @@ use unasnap_protocol::household::{HostReport, HouseholdReport, HouseholdRequest,
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Reply, Request};
 
-use super::progress::Lines;
-use crate::client::Exchange;
+use super::progress;
 use crate::config::ClientConfig;
 use crate::failure::Result;
 
 /// What each host says.
 pub async fn ask(config: &ClientConfig, request: &Request) -> Result<HouseholdReport> {
-    let mut exchange = Exchange::begin(config, request).await?;
-    let mut lines = Lines::new();
-    let report = loop {
-        match exchange.next().await? {
-            Reply::Progress(progress) => lines.show(&progress),
-            Reply::Household(report) => break report,
-            other => return Err(exchange.unexpected(&other)),
-        }
-    };
-    lines.clear();
-    Ok(report)
+    match progress::ask(config, request).await? {
+        (_, Reply::Household(report)) => Ok(report),
+        (exchange, other) => Err(exchange.unexpected(&other)),
+    }
 }
 
 /// What the only host says that a task is for.

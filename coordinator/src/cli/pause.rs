@@ -5,9 +5,7 @@ use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Reply, Request};
 use unasnap_protocol::power::PauseReport;
 
-use super::progress::Lines;
-use super::{output, restore, vm};
-use crate::client::Exchange;
+use super::{output, progress, restore, vm};
 use crate::config::ClientConfig;
 use crate::failure::{CliError, Result};
 
@@ -23,16 +21,10 @@ struct Runs {
 
 /// `pause`.
 pub async fn pause(config: &ClientConfig, deployment: Name, json: bool) -> Result<()> {
-    let mut exchange = Exchange::begin(config, &Request::Pause(deployment)).await?;
-    let mut lines = Lines::new();
-    let pause = loop {
-        match exchange.next().await? {
-            Reply::Progress(progress) => lines.show(&progress),
-            Reply::Paused(report) => break report,
-            other => return Err(exchange.unexpected(&other)),
-        }
+    let pause = match progress::ask(config, &Request::Pause(deployment)).await? {
+        (_, Reply::Paused(report)) => report,
+        (exchange, other) => return Err(exchange.unexpected(&other)),
     };
-    lines.clear();
     let (deployment, id) = (pause.deployment.clone(), pause.snapshot.clone());
     let failed = vm::failure(&pause.vms);
     if json {
@@ -53,20 +45,12 @@ pub async fn pause(config: &ClientConfig, deployment: Name, json: bool) -> Resul
 
 /// `resume`.
 pub async fn resume(config: &ClientConfig, deployment: Name, json: bool) -> Result<()> {
-    let mut exchange = Exchange::begin(config, &Request::Resume(deployment)).await?;
-    let mut lines = Lines::new();
-    loop {
-        match exchange.next().await? {
-            Reply::Progress(progress) => lines.show(&progress),
-            Reply::Restored(report) => {
-                lines.clear();
-                return restore::print(report, json);
-            }
-            Reply::Runs(runs) if json => return output::json(&Runs { runs }),
-            Reply::Runs(deployment) => {
-                return output::line(&format!("{deployment} runs; there is nothing to resume"));
-            }
-            other => return Err(exchange.unexpected(&other)),
+    match progress::ask(config, &Request::Resume(deployment)).await? {
+        (_, Reply::Restored(report)) => restore::print(report, json),
+        (_, Reply::Runs(runs)) if json => output::json(&Runs { runs }),
+        (_, Reply::Runs(deployment)) => {
+            output::line(&format!("{deployment} runs; there is nothing to resume"))
         }
+        (exchange, other) => Err(exchange.unexpected(&other)),
     }
 }

@@ -6,10 +6,29 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use unasnap_protocol::name::Name;
-use unasnap_protocol::operator::Progress;
+use unasnap_protocol::operator::{Progress, Reply, Request};
+
+use crate::client::Exchange;
+use crate::config::ClientConfig;
+use crate::failure::Result;
 
 /// What is over sooner shows nothing.
 const QUIET: Duration = Duration::from_millis(250);
+
+/// Asks, and shows progress until the answer is there. The exchange knows what an answer means that does not fit.
+pub async fn ask(config: &ClientConfig, request: &Request) -> Result<(Exchange, Reply)> {
+    let mut exchange = Exchange::begin(config, request).await?;
+    let mut lines = Lines::new();
+    loop {
+        match exchange.next().await? {
+            Reply::Progress(progress) => lines.show(&progress),
+            answer => {
+                lines.clear();
+                return Ok((exchange, answer));
+            }
+        }
+    }
+}
 
 /// Lines on stderr, one per VM.
 pub struct Lines {

@@ -4,9 +4,7 @@ use serde::Serialize;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Reply, Request, RestoreReport};
 
-use super::output;
-use super::progress::Lines;
-use crate::client::Exchange;
+use super::{output, progress};
 use crate::config::ClientConfig;
 use crate::failure::Result;
 
@@ -17,16 +15,10 @@ struct Restored {
 
 /// Restores and prints who runs where.
 pub async fn restore(config: &ClientConfig, id: Option<Name>, json: bool) -> Result<()> {
-    let mut exchange = Exchange::begin(config, &Request::Restore(id)).await?;
-    let mut lines = Lines::new();
-    let restore = loop {
-        match exchange.next().await? {
-            Reply::Progress(progress) => lines.show(&progress),
-            Reply::Restored(report) => break report,
-            other => return Err(exchange.unexpected(&other)),
-        }
+    let restore = match progress::ask(config, &Request::Restore(id)).await? {
+        (_, Reply::Restored(report)) => report,
+        (exchange, other) => return Err(exchange.unexpected(&other)),
     };
-    lines.clear();
     print(restore, json)
 }
 

@@ -8,7 +8,7 @@ use unasnap_protocol::operator::{
 };
 
 use super::output;
-use super::progress::Lines;
+use super::progress::{self, Lines};
 use crate::client::Exchange;
 use crate::config::ClientConfig;
 use crate::failure::{CliError, Kind, Result};
@@ -95,16 +95,10 @@ pub async fn delete(config: &ClientConfig, id: Name, json: bool) -> Result<()> {
 
 /// `snapshot verify`. Damage is an error, with everything that is damaged in it.
 pub async fn verify(config: &ClientConfig, id: Name, json: bool) -> Result<()> {
-    let mut exchange = Exchange::begin(config, &Request::Verify(id)).await?;
-    let mut lines = Lines::new();
-    let verified = loop {
-        match exchange.next().await? {
-            Reply::Progress(progress) => lines.show(&progress),
-            Reply::Verified(report) => break report,
-            other => return Err(exchange.unexpected(&other)),
-        }
+    let verified = match progress::ask(config, &Request::Verify(id)).await? {
+        (_, Reply::Verified(report)) => report,
+        (exchange, other) => return Err(exchange.unexpected(&other)),
     };
-    lines.clear();
     let problem = |member: &VerifiedMember| {
         Some(format!("{} on {}: {}", member.vm, member.host, member.problem.as_ref()?))
     };

@@ -5,10 +5,8 @@ use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Reply, Request, VmStatus};
 use unasnap_protocol::power::{BadPatterns, ControlReport, ControlRequest, ControlledVm, Pattern, Verb};
 
-use super::output;
-use super::progress::Lines;
 use super::status::{fetch, state, vm_table};
-use crate::client::Exchange;
+use super::{output, progress};
 use crate::config::ClientConfig;
 use crate::failure::{CliError, Kind, Result};
 
@@ -75,16 +73,10 @@ pub async fn show(config: &ClientConfig, name: Name, json: bool) -> Result<()> {
 pub async fn control(config: &ClientConfig, verb: Verb, patterns: Vec<Pattern>, json: bool) -> Result<()> {
     let vms = patterns.try_into().map_err(|error: BadPatterns| CliError::usage(error.to_string()))?;
     let request = Request::Control(ControlRequest { verb, vms });
-    let mut exchange = Exchange::begin(config, &request).await?;
-    let mut lines = Lines::new();
-    let control = loop {
-        match exchange.next().await? {
-            Reply::Progress(progress) => lines.show(&progress),
-            Reply::Controlled(report) => break report,
-            other => return Err(exchange.unexpected(&other)),
-        }
+    let control = match progress::ask(config, &request).await? {
+        (_, Reply::Controlled(report)) => report,
+        (exchange, other) => return Err(exchange.unexpected(&other)),
     };
-    lines.clear();
     let failed = failure(&control.vms);
     if json {
         output::json(&Done { control })?;
