@@ -29,6 +29,12 @@ impl Exchange {
         Ok(Self { connection, address: config.coordinator.clone(), last: None })
     }
 
+    /// Asks for more, where a request consists of several.
+    pub async fn tell(&mut self, request: &Request) -> Result<()> {
+        let told = self.connection.send(&request.encode(&())).await;
+        told.map_err(|error| self.lost(error))
+    }
+
     /// The next reply; a refusal is an error.
     pub async fn next(&mut self) -> Result<Reply> {
         let limit = Duration::from_secs(MAX_SILENCE_S);
@@ -53,6 +59,22 @@ impl Exchange {
                 Ok(reply)
             }
         }
+    }
+
+    /// The answer; who wants progress as well calls [`next`](Self::next).
+    pub async fn answer(&mut self) -> Result<Reply> {
+        loop {
+            match self.next().await? {
+                Reply::Progress(_) => {}
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    /// Whom the coordinator waited for when it was heard last, in words.
+    pub fn waits_for(&self) -> String {
+        let waiting = self.last.iter().flat_map(|progress| &progress.waiting);
+        waiting.map(Name::as_str).collect::<Vec<_>>().join(", ")
     }
 
     /// The connection broke: who is gone, in the middle of what, and what becomes of that.

@@ -1,11 +1,14 @@
 //! The two configuration files: the coordinator's and the operator's.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU8;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use unasnap_channel::{Identity, Peer, TlsFiles, Trust};
+use unasnap_protocol::name::Name;
 
 use crate::failure::{CliError, Result};
 
@@ -24,10 +27,42 @@ pub struct CoordinatorConfig {
     pub state_dir: PathBuf,
     /// Who this program is.
     pub tls: TlsFiles,
+    /// On how many hosts the files of each snapshot are to lie, the one where they were taken among them.
+    #[serde(default = "one")]
+    pub replicas: NonZeroU8,
+    /// What holds for single deployments.
+    #[serde(default)]
+    pub deployment: BTreeMap<Name, DeploymentConfig>,
+}
+
+/// `[deployment.NAME]` of `coordinator.toml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeploymentConfig {
+    /// Instead of the cluster's.
+    pub replicas: NonZeroU8,
+}
+
+fn one() -> NonZeroU8 {
+    NonZeroU8::MIN
+}
+
+/// On how many hosts files of snapshots are to lie.
+#[derive(Debug, Clone)]
+pub struct Replicas {
+    every: usize,
+    single: BTreeMap<Name, usize>,
+}
+
+impl Replicas {
+    /// Of this deployment's snapshots; 1 or more.
+    pub fn of(&self, deployment: &Name) -> usize {
+        self.single.get(deployment).copied().unwrap_or(self.every)
+    }
 }
 
 /// `client.toml`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientConfig {
     /// `host:port` of the coordinator.
@@ -44,6 +79,13 @@ impl CoordinatorConfig {
         config.state_dir = folder.join(&config.state_dir);
         config.tls.resolve(folder);
         Ok(config)
+    }
+
+    /// On how many hosts files of snapshots are to lie.
+    pub fn replicas(&self) -> Replicas {
+        let number = |replicas: NonZeroU8| usize::from(replicas.get());
+        let single = self.deployment.iter().map(|(name, one)| (name.clone(), number(one.replicas))).collect();
+        Replicas { every: number(self.replicas), single }
     }
 
     /// Certificate and key, checked to be the coordinator's.

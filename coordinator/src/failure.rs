@@ -14,7 +14,8 @@ pub const EXIT_CODES: &str = "Exit codes:
   3  the coordinator cannot be reached, or the two do not trust each other
   4  no such snapshot, deployment, host or VM, or needed files are missing
   5  refused, or begun and undone (e.g. a snapshot that was aborted)
-  6  timed out";
+  6  timed out
+`vm exec` ends with the command's own code, or with 128 and the signal that killed it; errors of unasnap's are 201 to 206 then";
 
 /// Kind of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,11 +35,26 @@ pub enum Kind {
 }
 
 /// What ends a command.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CliError {
     /// Decides the exit code.
     pub kind: Kind,
     text: String,
+    code: Option<u8>,
+}
+
+impl Kind {
+    /// The process's exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Internal => 1,
+            Self::Usage => 2,
+            Self::Connection => 3,
+            Self::NotFound => 4,
+            Self::Refused => 5,
+            Self::TimedOut => 6,
+        }
+    }
 }
 
 /// What commands return.
@@ -47,7 +63,7 @@ pub type Result<T> = std::result::Result<T, CliError>;
 impl CliError {
     /// An error with its words.
     pub fn new(kind: Kind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into() }
+        Self { kind, text: text.into(), code: None }
     }
 
     /// Wrong usage or configuration.
@@ -62,14 +78,18 @@ impl CliError {
 
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
-        match self.kind {
-            Kind::Internal => 1,
-            Kind::Usage => 2,
-            Kind::Connection => 3,
-            Kind::NotFound => 4,
-            Kind::Refused => 5,
-            Kind::TimedOut => 6,
-        }
+        self.code.unwrap_or_else(|| self.kind.code())
+    }
+
+    /// With this exit code.
+    pub fn exiting(self, code: u8) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    /// With an exit code above `base`, unless it has one already.
+    pub fn above(self, base: u8) -> Self {
+        let code = self.code.or_else(|| base.checked_add(self.kind.code()));
+        Self { code, ..self }
     }
 }
 

@@ -12,6 +12,7 @@ use unasnap_protocol::guest::{
 use unasnap_loader::Installation;
 
 use crate::{
+    access::Access,
     announce, hooks,
     interfaces::{self, Choice},
     locate, outside,
@@ -28,19 +29,23 @@ pub struct Agent {
     /// The straddle completed last. A repeated FlipReceive finds the word where it also stands after a
     /// self-advance; only this tells that the flip did happen.
     completed: Option<Flip>,
+    access: Access,
 }
 
 impl Agent {
     /// An agent that has seen no request yet.
     #[must_use]
-    pub fn new(installation: Installation, choice: Choice) -> Self {
-        Self { installation, choice, incarnation: 0, completed: None }
+    pub fn new(installation: Installation, choice: Choice, access: Access) -> Self {
+        Self { installation, choice, incarnation: 0, completed: None, access }
     }
 
     /// Carries out one request. Never fails: what goes wrong is the reply.
     pub fn answer(&mut self, head: RequestHead, request: GuestRequest) -> GuestReply {
         if head.incarnation < self.incarnation {
             return GuestReply::OldIncarnation(self.incarnation);
+        }
+        if head.incarnation > self.incarnation {
+            self.access.end_before(head.incarnation);
         }
         self.incarnation = head.incarnation;
         let name = request.name();
@@ -72,6 +77,7 @@ impl Agent {
             GuestRequest::LocateWord(()) => {
                 Ok(GuestReply::Located(locate::locate(&self.installation.maps().word)?))
             }
+            GuestRequest::Access(turn) => Ok(GuestReply::Access(self.access.answer(self.incarnation, turn))),
         }
     }
 

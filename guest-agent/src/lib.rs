@@ -6,6 +6,7 @@
 //! | module | what is in it |
 //! |---|---|
 //! | [`agent`] | what each request does |
+//! | [`access`] | commands and files for an operator, where the guest allows them |
 //! | [`hooks`] | after a restore: clock, entropy |
 //! | [`announce`] | after a restore: gratuitous ARP, unsolicited neighbour advertisement |
 //! | [`locate`] | where in RAM the state word is |
@@ -15,6 +16,7 @@
 //! | [`serve`] | requests in, replies out |
 //! | [`log`] | lines on stderr |
 
+pub mod access;
 pub mod agent;
 pub mod announce;
 pub mod hooks;

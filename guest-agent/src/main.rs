@@ -10,12 +10,14 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-use unasnap_guest::{agent::Agent, interfaces::Choice, log as lines, serve};
+use unasnap_guest::{access::Access, agent::Agent, interfaces::Choice, log as lines, serve};
 use unasnap_loader::{Installation, Pins, Side, Site, attach, maps::Maps};
+use unasnap_protocol::access::Right;
 
 /// Colours and filters this guest's packets for consistent global snapshots.
 #[derive(Parser)]
-#[command(name = "unasnap-guest", version)]
+// `unasnap image check` finds the release in the file, without running it, by these words.
+#[command(name = "unasnap-guest", version, after_help = concat!("Release: unasnap-guest/", env!("CARGO_PKG_VERSION"), ";"))]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -34,6 +36,9 @@ enum Command {
         /// Write what the programs in the kernel log (every drop) to stderr.
         #[arg(long)]
         ebpf_log: bool,
+        /// Let the host's operators do this here, as root: `exec` runs commands, `files` reads and writes files.
+        #[arg(long, value_name = "exec,files", value_delimiter = ',')]
+        allow: Vec<Right>,
     },
     /// Take the programs off every interface and forget their state.
     Detach,
@@ -54,8 +59,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Run { interfaces, port, ebpf_log } => {
-            let mut agent = start(interfaces, ebpf_log)?;
+        Command::Run { interfaces, port, ebpf_log, allow } => {
+            let mut agent = start(interfaces, ebpf_log, allow)?;
             serve::serve(&mut agent, port.as_deref())
         }
         Command::Detach => attach::detach_guest(),
@@ -63,10 +68,23 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-fn start(named: Vec<String>, ebpf_log: bool) -> Result<Agent> {
+fn start(named: Vec<String>, ebpf_log: bool, allow: Vec<Right>) -> Result<Agent> {
     let choice = Choice::new(named);
     let site = Site::new(Side::Guest, Pins::of_guest());
-    let mut installation = Installation::install(&site, &choice.interfaces()?, ebpf_log)?;
+    let mut cards = choice.interfaces()?;
+    let mut installation = loop {
+        match Installation::install(&site, &cards, ebpf_log) {
+            Ok(installation) => break installation,
+            // While the programs are loaded at boot, udev gives cards their names.
+            Err(error) => {
+                let now = choice.interfaces()?;
+                if now == cards {
+                    return Err(error);
+                }
+                cards = now;
+            }
+        }
+    };
     if ebpf_log {
         let log = installation.log(lines::StderrLog)?;
         std::thread::spawn(move || follow(log));
@@ -74,7 +92,7 @@ fn start(named: Vec<String>, ebpf_log: bool) -> Result<Agent> {
     give_back_memory();
     take_precedence();
     info!("the state word is {:?}", installation.maps().word.load());
-    Ok(Agent::new(installation, choice))
+    Ok(Agent::new(installation, choice, Access::new(allow)))
 }
 
 fn print_counters() -> Result<()> {
@@ -101,11 +119,13 @@ fn give_back_memory() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// A flip should not wait behind the application: real-time priority, where the guest allows it.
+/// A flip should not wait behind the application: real-time priority, where the guest allows it. For this thread only, and not
+/// for what it starts.
 fn take_precedence() {
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     let lowest_realtime = libc::sched_param { sched_priority: 1 };
     // SAFETY: 0 is this thread, and the parameter lives through the call.
-    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest_realtime) } != 0 {
+    if unsafe { libc::sched_setscheduler(0, policy, &raw const lowest_realtime) } != 0 {
         info!("no real-time priority: {}", std::io::Error::last_os_error());
     }
 }

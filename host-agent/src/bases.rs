@@ -135,15 +135,16 @@ impl Bases {
     /// It cannot become one.
     pub async fn consider(&self, path: &str, name: Option<Name>) -> Result<Considered, RequestError> {
         let path = self.resolve(path)?;
-        let name = name.map_or_else(|| name_of(&path), Ok)?;
         if let Some((known, _)) = self.known.iter().find(|(_, base)| base.image.path == path) {
-            if *known == name && self.problem(known).await.is_none() {
-                return Ok(Considered::Known(name));
+            let is_meant = name.is_none_or(|name| name == *known);
+            if is_meant && self.problem(known).await.is_none() {
+                return Ok(Considered::Known(known.clone()));
             }
             let text =
                 format!("{} is base {known} already; `unasnap disk remove {known}` first", path.display());
             return Err(refused(text));
         }
+        let name = name.map_or_else(|| name_of(&path), Ok)?;
         if let Some(other) = self.known.get(&name) {
             let text = format!("base {name} is {}; choose another name", other.image.path.display());
             return Err(refused(text));

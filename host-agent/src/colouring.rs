@@ -14,6 +14,7 @@
 use std::sync::Arc;
 
 use unasnap_guest_ebpf::StateWord;
+use unasnap_protocol::access::{Said, Turn};
 use unasnap_protocol::control::{self, Failure, FailureKind, Phase};
 use unasnap_protocol::fault::Fault;
 use unasnap_protocol::guest::{Epoch, Prefix, WordState};
@@ -164,6 +165,14 @@ impl Colours {
             *programs = None;
         }
         host::remove(&self.taps, &self.vm, taps).await;
+    }
+
+    /// An operator's turn, to the guest: the port is one, so that it is asked where the colours are.
+    ///
+    /// # Errors
+    /// The guest does not answer, or nothing that fits.
+    pub async fn access(&mut self, turn: &Turn) -> Result<Said, GuestError> {
+        self.guest.access(turn).await
     }
 
     fn wants_host(&self) -> bool {

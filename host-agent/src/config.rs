@@ -1,11 +1,13 @@
 //! `host.toml`: what the host agent needs to know about its host.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use unasnap_channel::TlsFiles;
+use unasnap_protocol::control::TransferAddress;
 use unasnap_protocol::name::Name;
 
 use crate::hypervisor::qemu::QemuConfig;
@@ -44,6 +46,54 @@ pub struct Config {
     /// Seconds without a word from the coordinator after which all VMs are stopped; without it, they run on for ever.
     #[serde(default)]
     pub self_fence_s: Option<NonZeroU64>,
+    /// Where other hosts get files of this host's snapshots; without it, they do not.
+    #[serde(default)]
+    pub transfer: Option<TransferConfig>,
+    /// How this agent knows that somebody sits at the host; without it, nobody does.
+    #[serde(default)]
+    pub user: Option<UserConfig>,
+}
+
+/// The `[transfer]` part.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferConfig {
+    /// Address and port. With `0.0.0.0` or `[::]` other hosts are told the address from which this host has connected to
+    /// the coordinator.
+    pub listen: SocketAddr,
+    /// MB per second that all transfers may take together; without it, whatever the network gives.
+    #[serde(default)]
+    pub rate_mb_s: Option<NonZeroU64>,
+}
+
+impl TransferConfig {
+    /// Bytes per second.
+    #[must_use]
+    pub fn per_second(&self) -> Option<u64> {
+        self.rate_mb_s.map(|rate| rate.get().saturating_mul(1_000_000))
+    }
+
+    /// What the coordinator is told.
+    #[must_use]
+    pub fn address(&self) -> TransferAddress {
+        let ip = Some(self.listen.ip()).filter(|ip| !ip.is_unspecified());
+        TransferAddress { ip, port: self.listen.port() }
+    }
+}
+
+/// The `[user]` part.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserConfig {
+    /// There while somebody sits at the host; a hook of the desktop makes and removes it.
+    pub file: PathBuf,
+    /// Seconds for which it has to be gone until nobody does.
+    #[serde(default = "default_away")]
+    pub away_after_s: u64,
+}
+
+fn default_away() -> u64 {
+    60
 }
 
 fn default_reserve() -> u64 {
@@ -76,6 +126,9 @@ impl Config {
             *entry = std::path::absolute(folder.join(&*entry))?;
         }
         config.tls.resolve(&folder);
+        if let Some(user) = &mut config.user {
+            user.file = std::path::absolute(folder.join(&user.file))?;
+        }
         if !config.vm_dir.is_dir() {
             bail!(
                 "vm_dir {} is not a folder: create it and put one TOML file per VM in it",

@@ -37,6 +37,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use unasnap_protocol::access::Right;
 use unasnap_protocol::control;
 use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::name::Name;
@@ -80,6 +81,9 @@ pub struct VmDefinition {
     /// How packets to other members get their colour.
     #[serde(default)]
     pub colouring: Colouring,
+    /// What operators may do in the guest; nothing, if it is not said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guest_access: Vec<Right>,
     /// Disks, in the order in which the guest sees them.
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
@@ -256,7 +260,7 @@ impl VmDefinition {
             // It need not exist: a restore brings it.
             *machine = std::path::absolute(folder.join(&*machine)).unwrap_or_else(|_| folder.join(&*machine));
         }
-        Checker { path, definition: &definition }.check()?;
+        definition.check(path)?;
         if definition.machine.is_some() && definition.colouring == Colouring::Auto {
             definition.colouring = Colouring::Guest;
         }
@@ -270,6 +274,14 @@ impl VmDefinition {
             }
         }
         Ok(definition)
+    }
+
+    /// Checks a definition that came from elsewhere as one of this host's own; `path` is for words.
+    ///
+    /// # Errors
+    /// As of [`load`](Self::load), but for files that do not exist.
+    pub fn check(&self, path: &Path) -> Result<(), DefinitionError> {
+        Checker { path, definition: self }.check()
     }
 
     /// The text of its file, as an operator would write it.

@@ -7,6 +7,7 @@ use crate::definition::VmDefinition;
 use crate::hypervisor::qemu::{Qemu, QemuConfig};
 use crate::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig};
 use crate::hypervisor::{Hypervisor, HypervisorError};
+use crate::store::manifest::Facts;
 
 /// Of this host.
 pub struct Drivers {
@@ -50,6 +51,12 @@ impl Drivers {
         tracing::info!(kind = facts.kind, version = facts.version, accel, ram_way, "hypervisor");
         let place = if virtualbox { &mut self.virtualbox } else { &mut self.qemu };
         Ok(place.insert(driver).clone())
+    }
+
+    /// What QEMU is here, if it is open.
+    #[must_use]
+    pub fn qemu_facts(&self) -> Option<Facts> {
+        self.qemu.as_ref().map(|driver| driver.about().clone())
     }
 
     /// The one that runs this VM.

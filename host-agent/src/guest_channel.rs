@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
+use unasnap_protocol::access::{Refusal, Said, Turn};
 use unasnap_protocol::control::{Failure, FailureKind, Phase};
 use unasnap_protocol::frame::{Decoder, HEADER_BYTES, MAX_GUEST_PAYLOAD};
 use unasnap_protocol::guest::{
@@ -166,6 +167,17 @@ impl GuestChannel {
     /// What a restored guest cannot know by itself.
     pub async fn start_hooks(&mut self, hooks: StartHooks) -> Result<(), GuestError> {
         self.done(GuestRequest::StartHooks(hooks)).await
+    }
+
+    /// A turn of an operator's conversation. What does not answer it is not believed.
+    pub async fn access(&mut self, turn: &Turn) -> Result<Said, GuestError> {
+        match self.ask(GuestRequest::Access(turn.clone())).await? {
+            GuestReply::Access(Said::Refused(refusal)) => {
+                Ok(Said::Refused(Refusal { text: words(&refusal.text), ..refusal }))
+            }
+            GuestReply::Access(said) if said.fits(&turn.ask) => Ok(said),
+            other => Err(unexpected("Access", &other)),
+        }
     }
 
     async fn done(&mut self, request: GuestRequest) -> Result<(), GuestError> {

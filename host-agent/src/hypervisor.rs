@@ -90,6 +90,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// What is remembered of it cannot be read.
     fn disk_files(&self, vm: &VmDefinition) -> Result<Vec<Vec<PathBuf>>, HypervisorError>;
+
+    /// Where what the VM writes to its serial console is kept, whether it runs or not. It begins anew when it is large;
+    /// what was in it before is beside it, as `.old`. `None` where nothing is kept.
+    fn console(&self, _vm: &Name) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// What the disks of a new VM hold.

@@ -3,6 +3,7 @@
 //! Orders go to the members, their answers come back here. While there is no connection answers wait,
 //! and go out after the next welcome.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -10,23 +11,26 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use unasnap_channel::{Connection, Trust, Writer, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
+use unasnap_protocol::access::{AccessAnswer, AccessOrder};
 use unasnap_protocol::control::{
     Answer, ClockReading, CoordinatorSession, Envelope, Failure, FailureKind, Hello, HostSession, Inventory,
-    Order, Phase, Standing, ToHost, Undecided,
+    Order, Phase, Standing, ToHost, TransferAddress, Undecided,
 };
 use unasnap_protocol::frame::Frame;
 use unasnap_protocol::household::{HostOrder, HostWord};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{RequestError, RequestErrorKind};
-use unasnap_protocol::participant::phase_of;
 
+use crate::access::Desk;
+use crate::capacity;
 use crate::config::Config;
 use crate::fault_point;
 use crate::fence;
 use crate::members::Members;
-use crate::store::{Store, StoreError};
+use crate::moving::Moving;
+use crate::store::Store;
 use crate::together::Together;
-use crate::works::chain;
+use crate::user;
 
 /// Between two attempts to connect.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -45,6 +49,12 @@ pub struct Link {
     pub members: Members,
     /// To whom orders go that are no member's affair.
     pub household: mpsc::Sender<HostOrder>,
+    /// And those about members that come with a restore, leave with one, or are not here.
+    pub moving: Arc<Moving>,
+    /// Where other hosts get files, if they do.
+    pub serves: Option<TransferAddress>,
+    /// Whether somebody sits here, if the host has a user.
+    pub user: Option<watch::Receiver<bool>>,
     /// Who is told that the coordinator lives, with `self_fence_s`.
     pub fence: Option<watch::Sender<Instant>>,
     /// Where undecided snapshots lie.
@@ -57,6 +67,10 @@ pub struct Link {
     pub together: Together,
     /// Members that stand still.
     pub standing: mpsc::UnboundedReceiver<Standing>,
+    /// Where operators' turns go.
+    pub desk: Desk,
+    /// What comes of them.
+    pub said: mpsc::Receiver<(Envelope, AccessAnswer)>,
 }
 
 impl Link {
@@ -102,8 +116,17 @@ impl Link {
         let distrust = trust.lost(&shown);
         tokio::pin!(distrust);
         let (mut reader, mut writer) = connection.split();
+        if let Some(address) = self.serves {
+            tell(&mut writer, &HostSession::Serves(address)).await?;
+        }
+        if let Some(user) = &mut self.user {
+            let here = *user.borrow_and_update();
+            tell(&mut writer, &HostSession::UserHere(here)).await?;
+        }
         let mut tick = interval(Duration::from_secs(1));
         let mut heard = Instant::now();
+        // Whoever waited for these has gone with the last connection.
+        while self.said.try_recv().is_ok() {}
         loop {
             tokio::select! {
                 frame = reader.recv() => {
@@ -114,13 +137,19 @@ impl Link {
                     }
                     match self.dispatch(&frame)? {
                         Some(Reply::Session(message)) => tell(&mut writer, &message).await?,
-                        Some(Reply::Member(envelope, refusal)) => answer(&mut writer, &envelope, &refusal).await?,
+                        Some(Reply::Access(envelope, refusal)) => reply(&mut writer, &envelope, &refusal).await?,
                         None => {}
                     }
                 }
+                here = user::change(&mut self.user) => tell(&mut writer, &HostSession::UserHere(here)).await?,
                 Some(standing) = self.standing.recv() => tell(&mut writer, &HostSession::Standing(standing)).await?,
-                Some((envelope, given)) = self.answers.recv() => answer(&mut writer, &envelope, &given).await?,
+                Some((envelope, given)) = self.answers.recv() => {
+                    if !self.moving.sees_off(&envelope, &given) {
+                        answer(&mut writer, &envelope, &given).await?;
+                    }
+                }
                 Some(word) = self.words.recv() => tell(&mut writer, &HostSession::Household(word)).await?,
+                Some((envelope, said)) = self.said.recv() => reply(&mut writer, &envelope, &said).await?,
                 _ = tick.tick() => tell(&mut writer, &HostSession::Inventory(self.inventory())).await?,
                 error = &mut distrust => bail!("the coordinator is not trusted any more: {error}"),
                 () = sleep_until(heard + SILENCE_LIMIT) => bail!("the coordinator was silent for 5 s"),
@@ -149,9 +178,13 @@ impl Link {
                 let reading = ClockReading { asked_ns, received_ns, answered_ns: steady_ns() };
                 Ok(Some(Reply::Session(HostSession::ClockReading(reading))))
             }
+            ToHost::Access(envelope, order) => {
+                let refusal = self.begin_access(envelope, order);
+                Ok(refusal.map(|(envelope, refusal)| Reply::Access(envelope, refusal)))
+            }
             ToHost::Member(envelope, order) => {
-                let refusal = self.deliver(envelope, order);
-                Ok(refusal.map(|(envelope, refusal)| Reply::Member(envelope, refusal)))
+                self.deliver(envelope, order);
+                Ok(None)
             }
         }
     }
@@ -176,24 +209,29 @@ impl Link {
         }
     }
 
-    fn deliver(&self, envelope: Envelope, order: Order) -> Option<(Envelope, Answer)> {
+    /// To the member, or to the host: what is to be fetched concerns no instance, and a member may not be here.
+    fn deliver(&self, envelope: Envelope, order: Order) {
         tracing::info!(vm = %envelope.vm, snapshot = %envelope.snapshot, epoch = envelope.epoch, order = order.name());
+        if order == Order::Delete(()) {
+            self.moving.forget_files(&envelope);
+        }
+        match self.members.get(&envelope.vm) {
+            Some(member) if !matches!(order, Order::Fetch(_)) => member.order(envelope, order),
+            _ => self.moving.order(envelope, order),
+        }
+    }
+
+    fn begin_access(&self, envelope: Envelope, order: AccessOrder) -> Option<(Envelope, AccessAnswer)> {
         if let Some(member) = self.members.get(&envelope.vm) {
-            member.order(envelope, order);
+            self.desk.begin(member.share_works(), envelope, order);
             return None;
         }
-        // What is left of one that was removed.
-        if order == Order::Delete(()) {
-            let deleted = self.store.delete_vm(&envelope.snapshot, &envelope.vm);
-            let failure = |error: StoreError| Failure::new(FailureKind::Files, Phase::Delete, chain(&error));
-            return Some((
-                envelope,
-                deleted.map_or_else(|error| Answer::Refused(failure(error)), Answer::Deleted),
-            ));
-        }
-        let text = format!("host {} has no VM of this name; look at its vm_dir", self.config.name);
-        let failure = Failure::new(FailureKind::VmNotRunning, phase_of(&order), text);
-        Some((envelope, Answer::Refused(failure)))
+        let failure = Failure::new(FailureKind::VmNotRunning, Phase::Access, self.unknown());
+        Some((envelope, AccessAnswer::Failed(failure)))
+    }
+
+    fn unknown(&self) -> String {
+        format!("host {} has no VM of this name; look at its vm_dir", self.config.name)
     }
 
     fn hello(&self) -> Hello {
@@ -208,7 +246,11 @@ impl Link {
 
     fn inventory(&self) -> Inventory {
         let vms = self.members.list().iter().map(|member| member.standing().report).collect();
-        Inventory { vms, free_bytes: self.store.free_bytes().unwrap_or(0) }
+        Inventory {
+            vms,
+            free_bytes: self.store.free_bytes().unwrap_or(0),
+            capacity: capacity::of_this_host(),
+        }
     }
 
     /// Snapshots that members hold open, and those that an earlier run of this agent left in the store.
@@ -233,7 +275,8 @@ impl Link {
             entries.flat_map(|entry| entry.vms.into_iter().map(move |vm| (entry.snapshot.clone(), vm)));
         let envelope = |(snapshot, vm): (Name, Name)| {
             let manifest = self.store.manifest(&snapshot, &vm).ok()?;
-            let incarnation = self.members.get(&vm)?.standing().report.incarnation;
+            let member = self.members.get(&vm);
+            let incarnation = member.map_or(0, |member| member.standing().report.incarnation);
             let epoch = u32::try_from(manifest.identity.epoch).ok()?;
             Some(Envelope {
                 vm,
@@ -251,7 +294,7 @@ impl Link {
 /// What is said at once.
 enum Reply {
     Session(HostSession),
-    Member(Envelope, Answer),
+    Access(Envelope, AccessAnswer),
 }
 
 async fn tell(writer: &mut Writer, message: &HostSession) -> Result<()> {
@@ -264,4 +307,10 @@ async fn answer(writer: &mut Writer, envelope: &Envelope, answer: &Answer) -> Re
     fault_point::before("answer", answer.name()).await?;
     writer.send(&answer.encode(envelope)).await?;
     Ok(fault_point::after("answer", answer.name()).await?)
+}
+
+async fn reply(writer: &mut Writer, envelope: &Envelope, answer: &AccessAnswer) -> Result<()> {
+    fault_point::before("reply", answer.name()).await?;
+    writer.send(&answer.encode(envelope)).await?;
+    Ok(fault_point::after("reply", answer.name()).await?)
 }

@@ -70,6 +70,12 @@ impl Handle {
         answered.await.unwrap_or(Ok(()))
     }
 
+    /// The same, for a task of its own.
+    #[must_use]
+    pub fn share_works(&self) -> Arc<Works> {
+        Arc::clone(&self.works)
+    }
+
     /// The member as it stood a second ago at most.
     #[must_use]
     pub fn standing(&self) -> Standing {
@@ -262,6 +268,7 @@ fn limit(step: &Step) -> (Duration, Phase) {
         Step::Start(_) => (25, Phase::Start),
         Step::Delete => (60, Phase::Delete),
         Step::Verify => (3600, Phase::Verify),
+        Step::Evict(_) => (50, Phase::Evict),
         Step::Control(_) => (150, Phase::Control),
     };
     (Duration::from_secs(seconds), phase)

@@ -30,6 +30,7 @@ use crate::member::{self, Handle};
 use crate::members::Members;
 use crate::store::Store;
 use crate::store::files;
+use crate::store::manifest::Facts;
 use crate::switches::Switches;
 use crate::together::Together;
 use crate::works::{Works, chain};
@@ -100,6 +101,11 @@ impl Registry {
             registry.take_in(definition, hypervisor, found).await?;
         }
         Ok(registry)
+    }
+
+    /// What QEMU is here, if VMs of its run here or could.
+    pub async fn qemu_facts(&self) -> Option<Facts> {
+        self.drivers.lock().await.qemu_facts()
     }
 
     /// All VMs that are there.
@@ -186,6 +192,17 @@ impl Registry {
     /// # Errors
     /// It runs and this is not `force`; something is under way there; or something cannot be deleted. It is still there then.
     pub async fn remove(&self, vm: &Name, force: bool) -> Result<(), RequestError> {
+        self.see_off(vm, force).await?;
+        // The receiver lives as long as the process.
+        let _ = self.words.send(HostWord::Gone(vec![vm.clone()]));
+        Ok(())
+    }
+
+    /// As [`remove`](Self::remove), of one that lives on elsewhere: nobody is told that it is gone.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn see_off(&self, vm: &Name, force: bool) -> Result<(), RequestError> {
         let _changing = self.changing.lock().await;
         let Some(handle) = self.members.get(vm) else {
             if self.gone_among(std::slice::from_ref(vm)).is_empty() {
@@ -195,7 +212,6 @@ impl Registry {
                 );
                 return Err(refused(text));
             }
-            self.say_gone(vm);
             return Ok(());
         };
         let busy = |what| refused(format!("{what} is under way at VM {vm}; try again when it has ended"));
@@ -207,7 +223,6 @@ impl Registry {
         }
         tracing::info!(vm = %vm, "it is removed");
         self.members.leave(vm);
-        self.say_gone(vm);
         Ok(())
     }
 
@@ -318,15 +333,14 @@ impl Registry {
         let renamed = fs::rename(from, to).and_then(|()| files::sync_folder(&self.vm_dir));
         renamed.map_err(|error| cannot("rename", from, &error))
     }
-
-    fn say_gone(&self, vm: &Name) {
-        // The receiver lives as long as the process.
-        let _ = self.words.send(HostWord::Gone(vec![vm.clone()]));
-    }
 }
 
 pub(crate) fn refused(text: String) -> RequestError {
     RequestError::new(RequestErrorKind::Refused, text)
+}
+
+pub(crate) fn no_vm(vm: &Name) -> RequestError {
+    RequestError::new(RequestErrorKind::NotFound, format!("this host has no VM {vm}"))
 }
 
 pub(crate) fn internal(text: String) -> RequestError {

@@ -1,24 +1,33 @@
 //! The whole host agent: opens what it needs, finds or starts its VMs, then serves until it is told to stop.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
-use unasnap_channel::{Peer, Trust};
+use tokio::sync::{Mutex, mpsc};
+use unasnap_channel::{Listener, Peer, Trust};
+use unasnap_protocol::control::TransferAddress;
 use unasnap_protocol::name::Name;
 
+use crate::access;
 use crate::bases::Bases;
 use crate::colouring::host::KernelTaps;
-use crate::config::Config;
+use crate::config::{Config, TransferConfig};
 use crate::drivers::Drivers;
 use crate::fence;
 use crate::household;
 use crate::link::Link;
+use crate::moving::Moving;
 use crate::registry::Registry;
 use crate::store::Store;
 use crate::together::Together;
+use crate::transfer::fetching::Fetcher;
+use crate::transfer::giving::Giver;
+use crate::transfer::images::Images;
+use crate::transfer::receiving::Receiver;
+use crate::user;
 
 /// Runs until SIGTERM or SIGINT; the VMs go on.
 ///
@@ -36,6 +45,7 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let store = Store::open(&config.state_dir, config.limits())?;
     store.remove_partial()?;
+    store.remove_old_incoming()?;
     let taps = Arc::new(KernelTaps::new(&config.state_dir));
     let (answer_sender, answers) = mpsc::unbounded_channel();
     let (word_sender, words) = mpsc::unbounded_channel();
@@ -46,21 +56,56 @@ pub async fn run(config: Config) -> Result<()> {
         drivers,
         store.clone(),
         taps.clone(),
-        answer_sender,
+        answer_sender.clone(),
         words_of,
         together.clone(),
     )
     .await?;
+    let registry = Arc::new(registry);
     let members = registry.members().clone();
     let names: Vec<Name> = members.list().iter().map(|member| member.standing().report.name).collect();
     if let Err(error) = taps.forget_all_but(&names) {
         tracing::warn!("programs of VMs that are no longer defined are left: {error:#}");
     }
     let bases = Bases::open(&config.state_dir, &config.image_dirs)?;
-    let household = household::start(Arc::new(registry), bases, store.clone(), word_sender);
+    let serves = config.transfer.map(|transfer| serve(transfer, &store, &trust)).transpose()?;
+    let receiver = Receiver {
+        store: store.clone(),
+        images: Images::new(&config.state_dir),
+        trust: trust.clone(),
+        facts: registry.qemu_facts().await,
+    };
+    let moving = Arc::new(Moving {
+        host: config.name.clone(),
+        registry: Arc::clone(&registry),
+        store: store.clone(),
+        fetcher: Fetcher::new(receiver, answer_sender.clone()),
+        answers: answer_sender,
+        term: AtomicU64::new(0),
+        busy: Mutex::default(),
+    });
+    let household = household::start(registry, bases, store.clone(), word_sender);
     let after = config.self_fence_s.map(|seconds| Duration::from_secs(seconds.get()));
     let fence = after.map(|after| fence::start(after, members.clone()));
-    let link = Link { config, trust, members, household, fence, store, answers, words, together, standing };
+    let (desk, said) = access::desk();
+    let user = config.user.clone().map(user::watch);
+    let link = Link {
+        config,
+        trust,
+        members,
+        household,
+        moving,
+        serves,
+        user,
+        fence,
+        store,
+        answers,
+        words,
+        together,
+        standing,
+        desk,
+        said,
+    };
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be waited for")?;
     tokio::select! {
         () = link.run() => {}
@@ -68,4 +113,13 @@ pub async fn run(config: Config) -> Result<()> {
         _ = tokio::signal::ctrl_c() => tracing::info!("interrupted; the VMs go on"),
     }
     Ok(())
+}
+
+/// Begins to give files to other hosts; what the coordinator is told of that.
+fn serve(transfer: TransferConfig, store: &Store, trust: &Trust) -> Result<TransferAddress> {
+    let listener = Listener::bind(transfer.listen, trust.clone())
+        .with_context(|| format!("[transfer] listen: cannot listen on {}", transfer.listen))?;
+    let giver = Giver::new(store.clone(), trust.clone(), transfer.per_second());
+    tokio::spawn(giver.listen(listener));
+    Ok(transfer.address())
 }

@@ -17,10 +17,12 @@ use std::sync::Arc;
 use unasnap_fault_points::{after, around, before};
 use unasnap_protocol::name::Name;
 
+pub use self::incoming::Incoming;
 use self::manifest::{FORMAT, Identity, MANIFEST_FILE, Manifest, ManifestFile, Saved};
 use self::space::{Limits, Space};
 
 pub mod files;
+mod incoming;
 mod limits;
 pub mod manifest;
 pub mod space;
@@ -309,6 +311,7 @@ impl Store {
         let folder = self.vm_folder(snapshot, vm);
         let point = |error| StoreError::file("delete", &folder)(error);
         before("store", "delete").map_err(point)?;
+        self.remove_beside(snapshot, vm)?;
         remove_folder(&folder)?;
         after("store", "delete").map_err(point)?;
         let Some(parent) = folder.parent().filter(|parent| parent.exists()) else { return Ok(()) };
@@ -376,7 +379,8 @@ impl Store {
     /// # Errors
     /// As there.
     pub fn verify_with_bases(&self, snapshot: &Name, vm: &Name) -> Result<(), StoreError> {
-        verify::check_bases(&self.verify(snapshot, vm)?)
+        let manifest = self.verify(snapshot, vm)?;
+        verify::check_bases(&manifest, &self.base_paths(&manifest)?)
     }
 
     /// A snapshot's folder disappears with the last thing in it.

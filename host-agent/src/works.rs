@@ -23,12 +23,14 @@ use crate::store::{Draft, Store, StoreError};
 use crate::switches::Switches;
 use crate::together::{Pause, Together};
 
+mod access;
 mod instant;
 mod leaving;
 mod living;
 mod power;
 mod report;
 mod resumption;
+mod tail;
 
 /// How long a hypervisor may take to give up a cut while the files are waited for; it is told again at every look.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(3);
@@ -48,6 +50,7 @@ pub struct Works {
     switches: Switches,
     /// With whom it ends its pauses; with nobody where there is no coordinator.
     together: Option<Together>,
+    gate: access::Gate,
     last_report: report::Remembered,
 }
 
@@ -79,6 +82,7 @@ impl Works {
             draft: Arc::default(),
             switches,
             together: None,
+            gate: access::Gate::default(),
             owes_discard: AtomicBool::new(false),
             last_report: report::Remembered::default(),
         }
@@ -142,6 +146,7 @@ impl Works {
     /// What failed, in the words that go to the operator.
     pub async fn carry_out(&self, job: Job) -> Result<Outcome, Failure> {
         let Job { envelope, step } = job;
+        let _talking = self.gate.begin(&envelope.snapshot, &step);
         match step {
             Step::Prepare(members) => self.prepare(&envelope, members).await?,
             Step::Arm => self.arm(&envelope).await?,
@@ -154,6 +159,7 @@ impl Works {
             Step::Start(members) => return self.start(&envelope, members).await.map(Outcome::Started),
             Step::Delete => self.delete(&envelope, Phase::Delete)?,
             Step::Verify => self.verify(&envelope).await?,
+            Step::Evict(to) => self.leave(&to).await?,
             Step::Control(verb) => return self.control(&envelope, verb).await.map(Outcome::Controlled),
         }
         Ok(Outcome::Done)
@@ -161,6 +167,7 @@ impl Works {
 
     async fn prepare(&self, envelope: &Envelope, members: Vec<Prefix>) -> Result<(), Failure> {
         tokio::time::sleep(self.switches.prepare_delay).await;
+        let talking = self.gate.talk();
         let mut vm = self.living(Phase::Prepare).await?;
         let holds = |text| Failure::new(FailureKind::TimedOut, Phase::Prepare, text);
         self.give_up_what_is_owed(&mut *vm).await.map_err(holds)?;
@@ -192,8 +199,11 @@ impl Works {
         }
         *draft = Some(begun);
         drop(draft);
+        // Copying takes long, and needs nothing of the guest: operators may use its port meanwhile.
+        drop((colours, talking));
         vm.prepare_cut(&folder).await.map_err(|error| hypervisor_failure(&error, Phase::Prepare))?;
-        colours.set_word(WordState::colouring(envelope.epoch), Phase::Prepare).await
+        let _talking = self.gate.talk();
+        self.colours.lock().await.set_word(WordState::colouring(envelope.epoch), Phase::Prepare).await
     }
 
     async fn arm(&self, envelope: &Envelope) -> Result<(), Failure> {
@@ -206,10 +216,10 @@ impl Works {
         let mut vm = self.living(Phase::Take).await?;
         let mut colours = self.colours.lock().await;
         instant::wait(at_ns, self.switches.take_delay).await?;
-        let together = self.together.as_ref();
-        let pause =
-            together.map(|together| together.pause_of(envelope.vm.clone(), envelope.snapshot.clone()));
-        let cut = colours.cut(&mut *vm, envelope.epoch, pause.unwrap_or(Pause::alone())).await?;
+        let pause = self.together.as_ref().map_or_else(Pause::alone, |together| {
+            together.pause_of(envelope.vm.clone(), envelope.snapshot.clone())
+        });
+        let cut = colours.cut(&mut *vm, envelope.epoch, pause).await?;
         Ok(CutReport {
             colouring: colours.way(),
             send_flipped_ns: cut.send_flipped_ns,
@@ -340,7 +350,7 @@ pub(crate) fn hypervisor_failure(error: &HypervisorError, phase: Phase) -> Failu
     Failure::new(kind, phase, chain(error))
 }
 
-fn store_failure(error: &StoreError, phase: Phase) -> Failure {
+pub(crate) fn store_failure(error: &StoreError, phase: Phase) -> Failure {
     let kind = match error {
         StoreError::NoSpace { .. } | StoreError::OverQuota { .. } => FailureKind::NoSpace,
         _ => FailureKind::Files,

@@ -16,17 +16,22 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use self::failure::{Failure, FailureKind, Phase};
+pub use self::inventory::{Colouring, Inventory, MAX_VMS_PER_HOST, VmReport, VmState};
 use crate::DecodeError;
+use crate::access::{AccessAnswer, AccessOrder};
 use crate::frame::Frame;
 use crate::guest::{Epoch, Prefix};
 use crate::household::{HostOrder, HostWord};
 use crate::name::Name;
 use crate::power::{Controlled, Verb};
+pub use crate::transfer::{Moved, Source, TransferAddress};
+
+mod failure;
+mod inventory;
 
 /// First message number that is addressed to (or comes from) a member.
 const FIRST_MEMBER_NUMBER: u16 = 16;
-/// Most VMs that one host may report.
-pub const MAX_VMS_PER_HOST: usize = 1024;
 
 /// How far ahead the instant of a TAKE may lie, nanoseconds: well below the members' future lease of 2 s.
 pub const MAX_AHEAD_NS: u64 = 1_000_000_000;
@@ -56,114 +61,6 @@ impl Envelope {
     }
 }
 
-/// Step of the protocol, for reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Phase {
-    /// Verification; epochs set; colouring on.
-    Prepare,
-    /// Strict.
-    Arm,
-    /// The straddling cut.
-    Take,
-    /// RAM and disks become durable behind the running VM.
-    Save,
-    /// Colouring off.
-    Clear,
-    /// The snapshot is usable.
-    Commit,
-    /// Everything is undone.
-    Abort,
-    /// Restore: files complete?
-    Poll,
-    /// Restore: old instance dead, new one loaded and paused.
-    Restore,
-    /// Restore: resumed.
-    Start,
-    /// A snapshot's files are removed.
-    Delete,
-    /// A snapshot's files, and the images below them, are compared with their digests.
-    Verify,
-    /// A single VM is started, stopped, paused, resumed or reset.
-    Control,
-}
-
-impl std::fmt::Display for Phase {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.pad(match self {
-            Self::Prepare => "PREPARE",
-            Self::Arm => "ARM",
-            Self::Take => "TAKE",
-            Self::Save => "SAVE",
-            Self::Clear => "CLEAR",
-            Self::Commit => "COMMIT",
-            Self::Abort => "ABORT",
-            Self::Poll => "POLL",
-            Self::Restore => "RESTORE",
-            Self::Start => "START",
-            Self::Delete => "DELETE",
-            Self::Verify => "VERIFY",
-            Self::Control => "CONTROL",
-        })
-    }
-}
-
-/// Kind of a failure: stable over releases, for programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FailureKind {
-    /// The VM does not run, or is not known.
-    VmNotRunning,
-    /// The guest agent does not answer or is not healthy.
-    GuestAgent,
-    /// Not enough space.
-    NoSpace,
-    /// The hypervisor refused or died.
-    Hypervisor,
-    /// The member had advanced by itself: the cut came too late.
-    LateCut,
-    /// Files missing, truncated, damaged or foreign.
-    Files,
-    /// A lower term or incarnation, or an order that does not fit the state.
-    Stale,
-    /// A wait ran out.
-    TimedOut,
-    /// The host is not connected, or its connection broke.
-    HostLost,
-    /// The operator asked for something that does not exist or cannot be.
-    BadRequest,
-    /// A defect or an error of the program's own machine (disk, memory).
-    Internal,
-    /// The VM's packets cannot be coloured as its definition says.
-    Colouring,
-}
-
-/// What failed, on the wire: stable kind, step, and words (what, why, what to do).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{phase}: {text}")]
-pub struct Failure {
-    /// Stable code.
-    pub kind: FailureKind,
-    /// The step that failed.
-    pub phase: Phase,
-    /// For people.
-    pub text: String,
-}
-
-/// Failures that differ in their words only are the same to every machine, hence to whoever counts states.
-impl std::hash::Hash for Failure {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        (self.kind, self.phase).hash(state);
-    }
-}
-
-impl Failure {
-    /// A failure with its words.
-    pub fn new(kind: FailureKind, phase: Phase, text: impl Into<String>) -> Self {
-        Self { kind, phase, text: text.into() }
-    }
-}
-
 /// First message of a host agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -187,85 +84,6 @@ pub struct Undecided {
     pub envelope: Envelope,
     /// Is it durable (SAVED was or could be sent)?
     pub saved: bool,
-}
-
-/// What runs on a host; sent with the hello and once a second.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Inventory {
-    /// In the order of their names; at most [`MAX_VMS_PER_HOST`].
-    pub vms: Vec<VmReport>,
-    /// Free bytes where snapshots are stored.
-    pub free_bytes: u64,
-}
-
-/// State of one VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmReport {
-    /// Its name.
-    pub name: Name,
-    /// The deployment whose member it is.
-    pub deployment: Name,
-    /// RAM, MiB.
-    pub memory_mb: u32,
-    /// Virtual CPUs.
-    pub cpus: u32,
-    /// Addresses by which the other members know it.
-    pub addresses: Vec<Prefix>,
-    /// What the hypervisor says.
-    pub state: VmState,
-    /// How its packets are coloured, as far as is known before the next PREPARE.
-    pub colouring: Colouring,
-    /// Why that is not what its definition would rather have; empty when it is.
-    pub colouring_note: String,
-    /// How its RAM is taken, once probed, e.g. `live`.
-    pub ram_way: String,
-    /// What emulates its processor, e.g. `kvm`.
-    pub accelerator: String,
-    /// Does the guest agent answer?
-    pub guest: bool,
-    /// Of the running instance.
-    pub incarnation: u64,
-}
-
-/// State of a VM's process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VmState {
-    /// No process.
-    Stopped,
-    /// Process there, guest not yet answering for the first time.
-    Starting,
-    /// vCPUs run.
-    Running,
-    /// vCPUs stand still.
-    Paused,
-    /// The hypervisor failed or does not answer.
-    Failed,
-}
-
-/// How a member's packets are coloured (protocol.md section 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Colouring {
-    /// The straddle through the guest agent.
-    Guest,
-    /// Not at all: for the control experiment only; such snapshots are not consistent.
-    None,
-    /// By programs on the VM's taps; both halves flip at once in the pause.
-    Host,
-    /// By programs in the guest, whose word the host changes in the guest's RAM in the pause.
-    Memory,
-}
-
-impl std::fmt::Display for Colouring {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.pad(match self {
-            Self::Guest => "guest",
-            Self::None => "none",
-            Self::Host => "host",
-            Self::Memory => "memory",
-        })
-    }
 }
 
 /// The answer to [`CoordinatorSession::StillHere`], nanoseconds. From it the coordinator knows how far the two clocks are
@@ -309,9 +127,13 @@ messages! {
         3 => ClockReading(ClockReading),
         /// About VMs that come and go, and disks that they share.
         4 => Household(HostWord),
+        /// Once after the welcome, by hosts that give files of their snapshots to other hosts: where they are asked for them.
+        5 => Serves(TransferAddress),
         /// In the pause of a cut: from now on nothing POSTSNAPSHOT is dropped at this member. [`CoordinatorSession::RunOn`] is
         /// awaited, for a bounded time.
         6 => Standing(Standing),
+        /// Once after the welcome and with each change, by hosts that have a user: is somebody sitting there?
+        7 => UserHere(bool),
     }
 }
 
@@ -402,6 +224,10 @@ messages! {
         40 => Delete(()),
         /// Compare the files of this snapshot, and the images below them, with their digests.
         41 => Verify(()),
+        /// To the host, whether or not it has the member: get the files of this snapshot from another host.
+        42 => Fetch(Source),
+        /// The member lives on this other host from this incarnation on: destroy and forget the instance.
+        43 => Evict(Name),
         /// Start, stop, pause, resume or reset the VM, outside any snapshot or restore.
         48 => Control(Verb),
     }
@@ -427,6 +253,12 @@ messages! {
         81 => Loaded(()),
         /// To START: the hooks that could not be run, in words.
         82 => Started(Vec<String>),
+        /// To FETCH, at once and once a second until it ends.
+        83 => Fetching(Moved),
+        /// To FETCH: all files are here, durable, with the right digests.
+        84 => Fetched(Moved),
+        /// To EVICT: no instance of the member lives here any more.
+        85 => Evicted(()),
         /// To DELETE.
         88 => Deleted(()),
         /// To CONTROL.
@@ -443,6 +275,8 @@ pub enum ToHost {
     Session(CoordinatorSession),
     /// To a member.
     Member(Envelope, Order),
+    /// To a guest, past everything that a snapshot depends on.
+    Access(Envelope, AccessOrder),
 }
 
 impl ToHost {
@@ -453,6 +287,8 @@ impl ToHost {
     pub fn decode(frame: &Frame) -> Result<Self, DecodeError> {
         if frame.number < FIRST_MEMBER_NUMBER {
             CoordinatorSession::decode(frame).map(|((), message)| Self::Session(message))
+        } else if AccessOrder::NUMBERS.contains(&frame.number) {
+            AccessOrder::decode(frame).map(|(envelope, order)| Self::Access(envelope, order))
         } else {
             Order::decode(frame).map(|(envelope, order)| Self::Member(envelope, order))
         }
@@ -466,6 +302,8 @@ pub enum FromHost {
     Session(HostSession),
     /// From a member.
     Member(Envelope, Answer),
+    /// About a guest that an operator uses.
+    Access(Envelope, AccessAnswer),
 }
 
 impl FromHost {
@@ -476,6 +314,8 @@ impl FromHost {
     pub fn decode(frame: &Frame) -> Result<Self, DecodeError> {
         if frame.number < FIRST_MEMBER_NUMBER {
             HostSession::decode(frame).map(|((), message)| Self::Session(message))
+        } else if AccessAnswer::NUMBERS.contains(&frame.number) {
+            AccessAnswer::decode(frame).map(|(envelope, answer)| Self::Access(envelope, answer))
         } else {
             Answer::decode(frame).map(|(envelope, answer)| Self::Member(envelope, answer))
         }

@@ -11,6 +11,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::{Said, Turn};
+
 /// Name of the virtio-serial port inside the VM.
 pub const PORT_NAME: &str = "org.unasnap.guest.0";
 
@@ -178,6 +180,8 @@ messages! {
         10 => CountOutside(()),
         /// Where in RAM is the word? A fresh nonce is put beside it. Answered by `Located`.
         11 => LocateWord(()),
+        /// A turn of a conversation with an operator. Answered by `Access`, at once: what takes time is asked for again.
+        12 => Access(Turn),
     }
 }
 
@@ -205,6 +209,8 @@ messages! {
         137 => Outside(u32),
         /// To `LocateWord`.
         138 => Located(Located),
+        /// To `Access`.
+        139 => Access(Said),
     }
 }
 

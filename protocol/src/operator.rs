@@ -13,11 +13,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::{AccessReply, AccessRequest, ConsoleReport, ConsoleRequest};
 use crate::control::{Colouring, CutReport, Failure, Phase, SavedReport, VmState};
+use crate::elsewhere::{Copies, FetchProgress, FetchedMember, RestoreRequest};
 use crate::guest::Epoch;
 use crate::household::{HouseholdReport, HouseholdRequest};
+use crate::image::{ImageRecord, ImageRequest};
 use crate::name::Name;
-use crate::power::{ControlReport, ControlRequest, PauseReport};
+use crate::power::{ControlReport, ControlRequest, GivingWay, PauseReport, PausedDeployment};
 
 /// Longest time between two replies to one request, seconds.
 pub const MAX_SILENCE_S: u64 = 15;
@@ -51,6 +54,16 @@ messages! {
         170 => Bases(Option<Name>),
         /// Make or delete a VM, or register a base. `Progress`, then `Household`.
         171 => Household(HouseholdRequest),
+        /// Restore with some VMs on hosts that are named. `Progress` and `Fetching`, then `Restored`.
+        172 => RestoreAt(RestoreRequest),
+        /// The image catalogue. Answered by `Image`, `End`, or both.
+        173 => Image(ImageRequest),
+        /// Use guests: the only request that others follow on the same connection. `Access`.
+        174 => Access(AccessRequest),
+        /// Answered by `Console`.
+        175 => Console(ConsoleRequest),
+        /// Let a deployment give way to the users of its hosts, or not any more. `GivesWay`.
+        240 => GiveWay(GivingWay),
     }
 }
 
@@ -79,8 +92,20 @@ messages! {
         185 => Runs(Name),
         /// What became of it on each host.
         186 => Household(HouseholdReport),
+        /// How far files of a restore are on their way.
+        187 => Fetching(FetchProgress),
+        /// One version of an image.
+        188 => Image(Box<ImageRecord>),
+        /// What comes of using guests.
+        189 => Access(AccessReply),
+        /// The end of a VM's console.
+        190 => Console(ConsoleReport),
+        /// That is so from now on.
+        241 => GivesWay(GivingWay),
         /// The request was not carried out.
         191 => Failed(RequestError),
+        /// After a `Record` of a usable snapshot that was asked for: where its files lie.
+        195 => Copies(Copies),
     }
 }
 
@@ -315,6 +340,8 @@ pub struct RestoreReport {
     pub incarnation: u64,
     /// From the request until every member ran.
     pub restore_ms: f64,
+    /// Of that, until all files were where their VMs were to run.
+    pub fetch_ms: f64,
     /// Of that, until every host had verified its files.
     pub poll_ms: f64,
     /// Of that, until the old instances were dead and the new ones loaded.
@@ -323,6 +350,8 @@ pub struct RestoreReport {
     pub start_ms: f64,
     /// Who runs where.
     pub members: Vec<Place>,
+    /// Members whose files came from another host.
+    pub fetched: Vec<FetchedMember>,
     /// What was not done, in words.
     pub warnings: Vec<String>,
 }
@@ -378,6 +407,10 @@ pub struct StatusReport {
     pub courses: Vec<CourseStatus>,
     /// The newest usable snapshot.
     pub last_snapshot: Option<LastSnapshot>,
+    /// Deployments that wait for `resume`.
+    pub paused: Vec<PausedDeployment>,
+    /// Deployments that give way to the users of their hosts.
+    pub giving_way: Vec<Name>,
 }
 
 /// The daemon.
@@ -404,6 +437,10 @@ pub struct HostStatus {
     pub agent_version: String,
     /// Free bytes for snapshots, as last seen.
     pub free_bytes: Option<u64>,
+    /// Processors that it has, used or not.
+    pub cores: Option<u32>,
+    /// RAM that it has, used or not, MiB.
+    pub memory_mb: Option<u64>,
 }
 
 /// One VM. What its host says is `None` while that is not connected.

@@ -242,6 +242,27 @@ pub struct PauseReport {
     pub vms: Vec<ControlledVm>,
 }
 
+/// A deployment that was powered off, to go on where it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PausedDeployment {
+    /// Which.
+    pub deployment: Name,
+    /// What it goes on from.
+    pub snapshot: Name,
+    /// Was that for the user of a host? Then it goes on by itself.
+    pub for_user: bool,
+}
+
+/// Whether a deployment gives way to the users of its hosts: it is paused when somebody sits down at one of them, and resumed
+/// when nobody is left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivingWay {
+    /// Which.
+    pub deployment: Name,
+    /// Does it, from now on?
+    pub on: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

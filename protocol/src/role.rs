@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::image::ImageRequest;
 use crate::operator::Request;
 
 /// What an operator may do. Each role may do what those before it may.
@@ -17,7 +18,7 @@ pub enum Role {
 }
 
 /// Number of each [`Request`] and the least role that may ask it. The only place that says so.
-const NEEDED: [(u16, Role); 12] = [
+const NEEDED: [(u16, Role); 17] = [
     (160, Role::View),    // Status
     (161, Role::Operate), // Take
     (162, Role::View),    // List
@@ -30,6 +31,11 @@ const NEEDED: [(u16, Role); 12] = [
     (169, Role::Operate), // Resume
     (170, Role::View),    // Bases
     (171, Role::View),    // Household: what its task needs
+    (172, Role::Operate), // RestoreAt
+    (173, Role::View),    // Image: all but its list changes something
+    (174, Role::Admin),   // Access
+    (175, Role::Operate), // Console
+    (240, Role::Operate), // GiveWay
 ];
 
 impl Role {
@@ -55,6 +61,8 @@ impl Request {
         let least = NEEDED.iter().find(|(known, _)| *known == number).map_or(Role::Admin, |(_, role)| *role);
         match self {
             Self::Household(request) => least.max(request.task.needed_role()),
+            Self::Image(ImageRequest::List(_)) => least,
+            Self::Image(_) => least.max(Role::Operate),
             _ => least,
         }
     }
@@ -82,8 +90,10 @@ impl FromStr for Role {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::{AccessRequest, Ask, ConsoleRequest};
+    use crate::elsewhere::RestoreRequest;
     use crate::household::{HouseholdRequest, Task};
-    use crate::power::{ControlRequest, Verb};
+    use crate::power::{ControlRequest, GivingWay, Verb};
 
     #[test]
     fn every_request_stands_in_the_table_once() {
@@ -97,6 +107,7 @@ mod tests {
         let vms = vec![name().into()].try_into().unwrap();
         let household = |task| Request::Household(HouseholdRequest { host: None, task });
         let control = || ControlRequest { verb: Verb::Pause, vms };
+        let restore = || RestoreRequest { snapshot: None, places: Vec::new() };
         let needed = [
             (Request::Status(()), Role::View),
             (Request::List(true), Role::View),
@@ -108,12 +119,18 @@ mod tests {
             (Request::Control(control()), Role::Operate),
             (Request::Pause(name()), Role::Operate),
             (Request::Resume(name()), Role::Operate),
+            (Request::GiveWay(GivingWay { deployment: name(), on: true }), Role::Operate),
             (Request::Bases(None), Role::View),
             (household(Task::Bases), Role::View),
             (household(Task::Preload { path: "/x".to_owned(), name: None }), Role::Operate),
             (household(Task::Files { vm: name(), snapshot: None }), Role::View),
             (household(Task::Unregister(name())), Role::Operate),
             (household(Task::Delete { vm: name(), force: false, lose_snapshots: false }), Role::Admin),
+            (Request::RestoreAt(restore()), Role::Operate),
+            (Request::Image(ImageRequest::List(None)), Role::View),
+            (Request::Image(ImageRequest::Remove("d:1".parse().unwrap())), Role::Operate),
+            (Request::Access(AccessRequest::Turn(name(), 2, Ask::More(1))), Role::Admin),
+            (Request::Console(ConsoleRequest { vm: name(), lines: 1 }), Role::Operate),
         ];
         for (request, role) in needed {
             assert_eq!(request.needed_role(), role, "{}", request.name());

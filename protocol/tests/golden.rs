@@ -5,15 +5,20 @@
 
 use std::fmt::Write;
 
+use unasnap_protocol::access::{AccessReply, AccessRequest, Ask, ConsoleReport, ConsoleRequest, Said, Turn};
 use unasnap_protocol::control::*;
+use unasnap_protocol::elsewhere::*;
 use unasnap_protocol::frame::{Decoder, Frame, MAX_CONTROL_PAYLOAD};
 use unasnap_protocol::guest::*;
 use unasnap_protocol::household::*;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::*;
+use unasnap_protocol::placement::Capacity;
 use unasnap_protocol::power::*;
 
-use self::household::{outcomes, tasks};
+use self::household::{household_report, tasks};
+use self::status::status;
+use self::transfers::{copies, fetched, moved, restore_at};
 
 #[path = "golden/household.rs"]
 mod household;
@@ -64,6 +69,15 @@ macro_rules! pin {
     }};
 }
 
+#[path = "golden/access.rs"]
+mod access;
+#[path = "golden/images.rs"]
+mod images;
+#[path = "golden/status.rs"]
+mod status;
+#[path = "golden/transfers.rs"]
+mod transfers;
+
 #[test]
 fn guest_requests() {
     let members = SetMembers { prefixes: prefixes(), code_points: [3, 5, 7], future_lease_ms: 2000 };
@@ -84,6 +98,7 @@ fn guest_requests() {
             GuestRequest::StartHooks(StartHooks { unix_ns: 1_700_000_000_000_000_000, entropy: [9; 32] }),
             GuestRequest::CountOutside(()),
             GuestRequest::LocateWord(()),
+            GuestRequest::Access(Turn { session: 300, number: 2, ask: Ask::More(16384) }),
         ]
     );
 }
@@ -115,6 +130,7 @@ fn guest_replies() {
             GuestReply::OldIncarnation(3),
             GuestReply::Outside(2),
             GuestReply::Located(Located { guest_physical: 0x0123_4000, nonce: 300 }),
+            GuestReply::Access(Said::Taken),
         ]
     );
 }
@@ -134,7 +150,7 @@ fn inventory() -> Inventory {
         guest: true,
         incarnation: 2,
     };
-    Inventory { vms: vec![vm], free_bytes: 5 << 30 }
+    Inventory { vms: vec![vm], free_bytes: 5 << 30, capacity: Capacity { cores: 4, memory_mb: 800 } }
 }
 
 #[test]
@@ -155,7 +171,9 @@ fn sessions() {
             HostSession::Inventory(inventory()),
             HostSession::ClockReading(reading),
             HostSession::Household(HostWord::Gone(vec![name("vm1")])),
+            HostSession::Serves(TransferAddress { ip: Some([10, 0, 0, 1].into()), port: 7421 }),
             HostSession::Standing(Standing { vm: name("vm1"), snapshot: name("ring-000001") }),
+            HostSession::UserHere(true),
         ]
     );
     pin!(
@@ -189,6 +207,8 @@ fn orders() {
             Order::Start(prefixes()),
             Order::Delete(()),
             Order::Verify(()),
+            Order::Fetch(Source { host: name("h1"), address: "10.0.0.1:7421".to_owned(), digest: [7; 32] }),
+            Order::Evict(name("h2")),
             Order::Control(Verb::Kill),
         ]
     );
@@ -225,6 +245,9 @@ fn answers() {
             Answer::Ready(()),
             Answer::Loaded(()),
             Answer::Started(vec!["no clock".to_owned()]),
+            Answer::Fetching(moved()),
+            Answer::Fetched(moved()),
+            Answer::Evicted(()),
             Answer::Deleted(()),
             Answer::Controlled(Controlled {
                 state: VmState::Paused,
@@ -258,6 +281,11 @@ fn requests() {
             Request::Resume(name("ring")),
             Request::Bases(Some(name("h1"))),
             Request::Household(HouseholdRequest { host: Some(name("h1")), task: tasks().remove(3) }),
+            Request::RestoreAt(restore_at()),
+            Request::Image(images::requests().remove(1)),
+            Request::Access(AccessRequest::Turn(name("vm1"), 2, Ask::Close)),
+            Request::Console(ConsoleRequest { vm: name("vm1"), lines: 20 }),
+            Request::GiveWay(GivingWay { deployment: name("ring"), on: true }),
         ]
     );
 }
@@ -292,48 +320,6 @@ fn record() -> SnapshotRecord {
     }
 }
 
-fn status() -> StatusReport {
-    let host = HostStatus {
-        name: name("h1"),
-        connected: true,
-        since: Some("2026-01-01T00:00:00Z".to_owned()),
-        agent_version: "0.1.0".to_owned(),
-        free_bytes: Some(300),
-    };
-    let vm = VmStatus {
-        name: name("vm1"),
-        deployment: name("ring"),
-        host: name("h1"),
-        state: Some(VmState::Paused),
-        colouring: Some(Colouring::None),
-        colouring_note: Some("why".to_owned()),
-        ram_way: Some("stop-and-save".to_owned()),
-        accelerator: Some("tcg".to_owned()),
-        guest_agent: Some(true),
-        incarnation: Some(2),
-        memory_mb: Some(128),
-        cpus: None,
-    };
-    let course = CourseStatus {
-        deployment: name("ring"),
-        snapshot: name("ring-000004"),
-        phase: Phase::Save,
-        waiting: vec![name("vm1")],
-    };
-    let last = LastSnapshot {
-        id: name("ring-000003"),
-        deployment: name("ring"),
-        created: "2026-01-01T00:00:00Z".to_owned(),
-    };
-    StatusReport {
-        coordinator: CoordinatorStatus { version: "0.1.0".to_owned(), term: 300, uptime_s: 5 },
-        hosts: vec![host],
-        vms: vec![vm],
-        courses: vec![course],
-        last_snapshot: Some(last),
-    }
-}
-
 fn controlled() -> ControlledVm {
     ControlledVm {
         vm: name("vm1"),
@@ -356,20 +342,23 @@ fn replies() {
         members: vec![name("vm1"), name("vm2")],
         waiting: vec![name("vm2")],
     };
+    let fetched = fetched();
     let restored = RestoreReport {
         snapshot: name("ring-000004"),
         incarnation: 2,
-        restore_ms: 2.5,
+        restore_ms: 3.0,
+        fetch_ms: 0.5,
         poll_ms: 0.5,
         load_ms: 0.75,
         start_ms: 1.25,
         members: vec![place.clone()],
+        fetched: vec![fetched.clone()],
         warnings: vec!["no clock".to_owned()],
     };
     let member =
         VerifiedMember { vm: name("vm1"), host: name("h1"), problem: Some("ram is damaged".to_owned()) };
     let verified = VerifyReport { snapshot: name("ring-000004"), members: vec![member] };
-    let deleted = DeleteReport { snapshot: name("ring-000004"), waiting: vec![place] };
+    let deleted = DeleteReport { snapshot: name("ring-000004"), waiting: vec![place.clone()] };
     pin!(
         Reply,
         (),
@@ -388,10 +377,14 @@ fn replies() {
                 vms: vec![controlled()],
             }),
             Reply::Runs(name("ring")),
-            Reply::Household(HouseholdReport {
-                hosts: vec![HostReport { host: name("h1"), outcome: Ok(outcomes().remove(0)), ms: 2.5 }],
-            }),
+            Reply::Household(household_report()),
+            Reply::Fetching(FetchProgress { snapshot: name("ring-000004"), members: vec![fetched] }),
+            Reply::Image(Box::new(images::record())),
+            Reply::Access(AccessReply::Said(name("vm1"), Said::Taken)),
+            Reply::Console(ConsoleReport { place, bytes: b"login:".to_vec() }),
+            Reply::GivesWay(GivingWay { deployment: name("ring"), on: false }),
             Reply::Failed(RequestError::new(RequestErrorKind::Refused, "why")),
+            Reply::Copies(copies()),
         ]
     );
 }
@@ -413,6 +406,7 @@ fn variants() {
         Kind::BadRequest,
         Kind::Internal,
         Kind::Colouring,
+        Kind::NotAllowed,
     ];
     let phases = [
         Phase::Prepare,
@@ -428,6 +422,9 @@ fn variants() {
         Phase::Delete,
         Phase::Verify,
         Phase::Control,
+        Phase::Access,
+        Phase::Fetch,
+        Phase::Evict,
     ];
     let mut lines = String::new();
     for at in 0..kinds.len().max(phases.len()) {

@@ -9,10 +9,12 @@
 //! |---|---|
 //! | `course` | snapshots, restores and read-outs |
 //! | `faults` | the mistakes, and what each needs to show |
+//! | `moving` | restores on other hosts, in which host agents die |
 //! | `report` | JSON and table |
 
 mod course;
 mod faults;
+pub mod moving;
 mod report;
 
 use std::time::Instant;
@@ -33,6 +35,9 @@ pub struct Options {
     /// Snapshots of the honest system that are restored and checked
     #[arg(long, default_value_t = 3)]
     snapshots: u32,
+    /// Restore each snapshot with vm1 on the other host than before; from the second on a host agent dies, elsewhere each time
+    #[arg(long)]
+    migrate: bool,
     /// How packets are coloured; the mistakes are those of `guest`
     #[arg(long, value_enum, default_value_t = Colouring::Guest)]
     colouring: Colouring,

@@ -61,6 +61,16 @@ pub fn build(layout: &Layout) -> Result<Artifacts> {
     Ok(artifacts)
 }
 
+/// Builds the guest agent alone, static, and returns its path.
+///
+/// # Errors
+/// As [`build`].
+pub fn guest_agent(layout: &Layout) -> Result<PathBuf> {
+    setup::check(layout)?;
+    compile(layout, &GUEST[..1], Some(GUEST_TARGET))?;
+    Ok(guest_output(layout).join(GUEST[0].1))
+}
+
 /// Builds the program that measures what needs no cluster, and returns its path.
 ///
 /// # Errors

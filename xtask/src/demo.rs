@@ -38,6 +38,9 @@ pub struct Options {
     /// Number of the ring's last token
     #[arg(long, default_value_t = 20_000)]
     tokens: u64,
+    /// Restore these VMs on these hosts, e.g. vm2=h1; the ring goes on across the new places
+    #[arg(long = "place", value_name = "VM=HOST", value_delimiter = ',')]
+    places: Vec<String>,
     /// Print one JSON object on stdout instead of a table
     #[arg(long)]
     json: bool,

@@ -20,6 +20,9 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 /// Largest input, bytes: some pages of a migration stream.
 const MAX_INPUT: u32 = 16 * 1024;
 
+/// An input that takes longer than a minute is a finding. libFuzzer counts time on the wall: on a busy machine less would find its neighbours.
+const SLOWEST: &str = "-timeout=60";
+
 /// What is fuzzed, and for how long.
 #[derive(Debug, Args)]
 pub struct Options {
@@ -100,7 +103,7 @@ fn build(layout: &Layout, folder: &Path) -> Result<PathBuf> {
 fn fuzzer(program: &Path, target: &str) -> Command {
     let mut command = Command::new(program);
     command.env("UNASNAP_FUZZ_TARGET", target);
-    command.args([format!("-max_len={MAX_INPUT}"), "-timeout=10".into(), "-rss_limit_mb=1024".into()]);
+    command.args([format!("-max_len={MAX_INPUT}"), SLOWEST.into(), "-rss_limit_mb=1024".into()]);
     command
 }
 

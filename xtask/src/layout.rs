@@ -48,6 +48,16 @@ impl Layout {
         self.downloads.join("busybox")
     }
 
+    /// The VirtualBox of the tests, with a Debian of its own.
+    pub fn virtualbox(&self) -> PathBuf {
+        self.downloads.join("virtualbox")
+    }
+
+    /// The Debian that tests make images of.
+    pub fn debian(&self) -> PathBuf {
+        self.downloads.join("debian")
+    }
+
     /// The guests' initramfs, made by `build`.
     pub fn initramfs(&self) -> PathBuf {
         self.target.join("guest/initramfs.cpio")

@@ -3,6 +3,7 @@
 //! ```text
 //! setup   install what is missing on this machine (says first what that is)
 //! build   release programs, static guest programs, the guests' initramfs
+//! package the guest agent as a Debian package
 //! demo    snapshot a running ring on real VMs, kill everything, restore, finish
 //! control show what cuts do to a TCP stream without colouring, and with it
 //! bank    prove that restored snapshots are consistent, and that the proof finds the published mistakes
@@ -25,6 +26,7 @@ mod guest_image;
 mod interrupt;
 mod lab;
 mod layout;
+mod package;
 mod process;
 mod prove;
 mod setup;
@@ -54,6 +56,8 @@ enum Command {
     },
     /// Build the release programs and the guests' initramfs
     Build,
+    /// Build the guest agent's Debian package
+    Package,
     /// Snapshot a running ring on real VMs, kill everything, restore, finish
     Demo(demo::Options),
     /// Show that a stream restored from cuts apart hangs without colouring and goes on with it
@@ -71,7 +75,11 @@ enum Command {
     /// Check licences, sources and known defects of all dependencies
     Deny(deny::Options),
     /// Run every check there is
-    Test,
+    Test {
+        /// Only the tests of the VirtualBox driver, with the real VirtualBox
+        #[arg(long)]
+        virtualbox: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -96,7 +104,9 @@ fn execute(command: Command) -> Result<()> {
         Command::Bench(options) => bench::run(&layout, &options),
         Command::Fuzz(options) => fuzz::run(&layout, &options),
         Command::Deny(options) => deny::run(&layout, &options),
-        Command::Test => test::run(&layout),
+        Command::Test { virtualbox: true } => test::run_virtualbox(&layout),
+        Command::Test { virtualbox: false } => test::run(&layout),
         Command::Build => build::build(&layout).map(|_| ()),
+        Command::Package => package::run(&layout),
     }
 }

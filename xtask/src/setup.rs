@@ -8,6 +8,7 @@ mod bzimage;
 mod ebpf;
 mod guest;
 pub mod modules;
+pub mod virtualbox;
 
 use anyhow::{Result, bail};
 

@@ -4,6 +4,7 @@
 //! running: tests run one after the other, because those with VMs would slow each other until they fail.
 
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,9 +14,12 @@ use anyhow::{Context, Result, bail};
 use crate::build::{self, Artifacts};
 use crate::layout::Layout;
 use crate::process::Group;
-use crate::setup;
+use crate::setup::{self, virtualbox::VirtualBox};
 
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// VMs slow each other, and the test that hangs is to be named.
+const ONE_BY_ONE: [&str; 3] = ["--format", "pretty", "--test-threads=1"];
 
 /// What has passed and failed; steps that are not `cargo test` count as one each.
 #[derive(Debug, Default)]
@@ -32,30 +36,19 @@ struct Score {
 pub fn run(layout: &Layout) -> Result<()> {
     let mut score = Score::default();
     score.verdict("setup", Instant::now(), setup::run(layout, false));
-    let cargo = |arguments: &[&str]| {
-        let mut command = Command::new("cargo");
-        command.current_dir(&layout.root).env("CARGO_TARGET_DIR", &layout.target).args(arguments);
-        command
-    };
-    score.step("format", cargo(&["fmt", "--all", "--check"]), 2 * MINUTE);
+    score.step("format", cargo(layout, &["fmt", "--all", "--check"]), 2 * MINUTE);
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    score.step("clippy", cargo(&clippy), 30 * MINUTE);
+    score.step("clippy", cargo(layout, &clippy), 30 * MINUTE);
     let start = Instant::now();
     let built = build::build(layout);
     let artifacts = built.as_ref().ok().cloned();
     score.verdict("build", start, built.map(|_| ()));
+    let virtualbox = score.virtualbox(layout);
     if let Some(artifacts) = artifacts {
-        let mut tests = cargo(&[
-            "test",
-            "--quiet",
-            "--workspace",
-            "--no-fail-fast",
-            "--",
-            "--format",
-            "pretty",
-            "--test-threads=1",
-        ]);
+        let mut tests = cargo(layout, &["test", "--quiet", "--workspace", "--no-fail-fast", "--"]);
+        tests.args(ONE_BY_ONE);
         environment(&mut tests, &artifacts);
+        tests.envs(virtualbox);
         score.step("tests", tests, 30 * MINUTE);
         let own = std::env::current_exe().context("this program's own path")?;
         let experiments = [
@@ -74,11 +67,26 @@ pub fn run(layout: &Layout) -> Result<()> {
             score.step(name, command, 20 * MINUTE);
         }
     }
-    println!("{} passed, {} failed, {} skipped", score.passed, score.failed, score.ignored);
-    if score.failed > 0 {
-        bail!("{} failed; see above", score.failed);
-    }
-    Ok(())
+    score.end()
+}
+
+/// Runs the tests of the VirtualBox driver only.
+///
+/// # Errors
+/// As of [`run`].
+pub fn run_virtualbox(layout: &Layout) -> Result<()> {
+    let mut score = Score::default();
+    let virtualbox = score.virtualbox(layout);
+    let mut tests = cargo(layout, &["test", "--quiet", "-p", "unasnap-host", "--test", "virtualbox", "--"]);
+    tests.args(ONE_BY_ONE).envs(virtualbox);
+    score.step("tests", tests, 30 * MINUTE);
+    score.end()
+}
+
+fn cargo(layout: &Layout, arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(&layout.root).env("CARGO_TARGET_DIR", &layout.target).args(arguments);
+    command
 }
 
 /// Tells VM tests where everything is.
@@ -89,16 +97,38 @@ fn environment(command: &mut Command, artifacts: &Artifacts) {
 }
 
 impl Score {
+    /// The variables by which tests find VirtualBox; none if it could not be installed, and then they fail.
+    fn virtualbox(&mut self, layout: &Layout) -> Vec<(&'static str, PathBuf)> {
+        let start = Instant::now();
+        let (found, result) = match setup::virtualbox::install(layout) {
+            Ok(VirtualBox { vboxmanage, machines }) => (
+                vec![("UNASNAP_TEST_VIRTUALBOX", vboxmanage), ("UNASNAP_TEST_VIRTUALBOX_DIR", machines)],
+                Ok(()),
+            ),
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        self.verdict("virtualbox", start, result);
+        found
+    }
+
+    fn end(&self) -> Result<()> {
+        println!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.ignored);
+        if self.failed > 0 {
+            bail!("{} failed; see above", self.failed);
+        }
+        Ok(())
+    }
+
     fn verdict(&mut self, name: &str, start: Instant, result: Result<()>) {
         let seconds = start.elapsed().as_secs_f64();
         match result {
             Ok(()) => {
                 self.passed += 1;
-                println!("step {name:<8} ok      {seconds:6.1} s");
+                println!("step {name:<10} ok      {seconds:6.1} s");
             }
             Err(error) => {
                 self.failed += 1;
-                println!("step {name:<8} FAILED  {seconds:6.1} s  {error:#}");
+                println!("step {name:<10} FAILED  {seconds:6.1} s  {error:#}");
             }
         }
     }

@@ -7,7 +7,7 @@ use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::household::{HostReport, NewNic, NewVm, Outcome, Task, VmClone};
 use unasnap_protocol::name::Name;
 
-use super::household::ask_one;
+use super::household::{ask_one, other_answer};
 use super::output;
 use crate::config::ClientConfig;
 use crate::failure::{CliError, Result};
@@ -81,7 +81,7 @@ pub struct DeleteVm {
 }
 
 /// `None` is the best that works.
-type Way = Option<Colouring>;
+pub type Way = Option<Colouring>;
 
 /// Addresses of a network card.
 #[derive(Debug, Clone)]
@@ -107,7 +107,7 @@ struct Deleted<'a> {
     host: &'a Name,
 }
 
-fn colouring(text: &str) -> std::result::Result<Way, String> {
+pub fn colouring(text: &str) -> std::result::Result<Way, String> {
     let ways = [Colouring::Host, Colouring::Memory, Colouring::Guest, Colouring::None];
     match ways.into_iter().find(|way| way.to_string() == text) {
         None if text != "auto" => Err("use auto, host, memory, guest or none".to_owned()),
@@ -154,32 +154,35 @@ fn later(address: Prefix, step: u32) -> Result<Prefix> {
 
 /// All that are wanted.
 fn planned(wanted: &CreateVm) -> Result<Vec<NewVm>> {
-    let one = |name: Name, step: u32| {
-        let mut nics = wanted.nics.clone();
-        for address in nics.iter_mut().flat_map(|nic| &mut nic.addresses).filter(|_| step > 0) {
-            *address = later(*address, step)?;
-        }
-        Ok(NewVm {
-            name,
-            deployment: wanted.deployment.clone(),
-            base: wanted.base.clone(),
-            memory_mb: wanted.memory_mb,
-            cpus: wanted.cpus,
-            kernel: wanted.kernel.clone(),
-            initrd: wanted.initrd.clone(),
-            append: wanted.append.clone(),
-            colouring: wanted.colouring,
-            nics,
-        })
+    let one = NewVm {
+        name: wanted.name.clone(),
+        deployment: wanted.deployment.clone(),
+        base: wanted.base.clone(),
+        memory_mb: wanted.memory_mb,
+        cpus: wanted.cpus,
+        kernel: wanted.kernel.clone(),
+        initrd: wanted.initrd.clone(),
+        append: wanted.append.clone(),
+        colouring: wanted.colouring,
+        nics: wanted.nics.clone(),
     };
-    let Some(count) = wanted.count else { return Ok(vec![one(wanted.name.clone(), 0)?]) };
-    if count > 1 && wanted.nics.iter().any(|nic| nic.mac.is_some()) {
+    wanted.count.map_or_else(|| Ok(vec![one.clone()]), |count| several(&one, count))
+}
+
+/// So many VMs like this one, called NAME-1, NAME-2 and so on; the first has its addresses, the others those behind them.
+pub fn several(one: &NewVm, count: u32) -> Result<Vec<NewVm>> {
+    if count > 1 && one.nics.iter().any(|nic| nic.mac.is_some()) {
         return Err(CliError::usage("several VMs cannot have the same hardware address: use mac=auto"));
     }
-    let name = |number| {
-        Name::new(&format!("{}-{number}", wanted.name)).map_err(|error| CliError::usage(error.to_string()))
+    let at = |step: u32| {
+        let name = Name::new(&format!("{}-{}", one.name, step + 1));
+        let mut vm = NewVm { name: name.map_err(|error| CliError::usage(error.to_string()))?, ..one.clone() };
+        for address in vm.nics.iter_mut().flat_map(|nic| &mut nic.addresses).filter(|_| step > 0) {
+            *address = later(*address, step)?;
+        }
+        Ok(vm)
     };
-    (0..count).map(|step| one(name(step + 1)?, step)).collect()
+    (0..count).map(at).collect()
 }
 
 /// Makes them one after the other; at the first that fails it ends, and those before stay.
@@ -230,7 +233,7 @@ fn made(report: HostReport) -> Result<Line> {
         Outcome::Made { report, changed } => {
             Ok(Line { vm: report.name, host, state: report.state, changed, ms })
         }
-        _ => Err(CliError::internal(format!("host {host} answers another question; look at its log"))),
+        _ => Err(other_answer(&host)),
     }
 }
 

@@ -6,7 +6,7 @@ use unasnap_protocol::household::{Base, Outcome, Task};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::Request;
 
-use super::household::{ask, ask_one};
+use super::household::{ask, ask_one, other_answer};
 use super::output;
 use crate::config::ClientConfig;
 use crate::failure::{CliError, Kind, Result};
@@ -89,7 +89,7 @@ async fn preload(
     let report = ask_one(config, Some(host), Task::Preload { path, name }).await?;
     let (host, ms) = (report.host, report.ms);
     let Outcome::Preloaded(base) = report.outcome? else {
-        return Err(CliError::internal(format!("host {host} answers another question; look at its log")));
+        return Err(other_answer(&host));
     };
     if json {
         return output::json(&One { disk: Line { host, base } });
@@ -107,7 +107,7 @@ async fn list(config: &ClientConfig, host: Option<Name>, json: bool) -> Result<(
             Ok(Outcome::Bases(bases)) => {
                 disks.extend(bases.into_iter().map(|base| Line { host: report.host.clone(), base }));
             }
-            Ok(_) => problems.push(format!("host {} answers another question", report.host)),
+            Ok(_) => problems.push(other_answer(&report.host).to_string()),
             Err(error) => problems.push(error.text),
         }
     }

@@ -7,7 +7,7 @@ use unasnap_protocol::files::{FileReport, FileRole, SnapshotNode, StoreKind, Tot
 use unasnap_protocol::household::{Outcome, Task};
 use unasnap_protocol::name::{BadName, Name};
 
-use super::household::ask_one;
+use super::household::{ask_one, other_answer};
 use super::output;
 use super::status::fetch;
 use crate::config::ClientConfig;
@@ -45,8 +45,7 @@ pub async fn of_cluster(
     for vm in vms {
         let report = ask_one(config, None, Task::Files { vm, snapshot: snapshot.clone() }).await?;
         let Outcome::Files(files) = report.outcome? else {
-            let text = format!("host {} answers another question; look at its log", report.host);
-            return Err(CliError::internal(text));
+            return Err(other_answer(&report.host));
         };
         by_host.entry(report.host).or_default().push(*files);
     }

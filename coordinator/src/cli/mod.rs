@@ -1,9 +1,13 @@
 //! Subcommands: what is typed, and what is printed. stdout is data, stderr is talk.
 
 mod create;
+mod deploy;
 mod disk;
 mod files;
+mod guest;
 mod household;
+mod image;
+mod migrate;
 mod output;
 mod pause;
 mod pki;
@@ -13,11 +17,14 @@ mod snapshot;
 mod status;
 mod vm;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
+use unasnap_protocol::access::{GuestPath, MAX_LIMIT_S};
 use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::Place;
 use unasnap_protocol::power::{Pattern, Verb};
 use unasnap_protocol::role::Role;
 
@@ -51,11 +58,17 @@ enum Command {
     Restore {
         /// The snapshot [default: the newest usable one]
         id: Option<Name>,
+        /// Run these VMs on these hosts from now on [default: each where it lives]
+        #[arg(long = "place", value_name = "VM=HOST", value_delimiter = ',')]
+        places: Vec<Place>,
     },
     /// Take a snapshot of a deployment, and when that is committed power all its VMs off
     Pause {
         /// The deployment
         deployment: Name,
+        /// Pause it whenever somebody sits down at one of its hosts, and resume it when nobody is left
+        #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
+        for_user: Option<pause::Switch>,
     },
     /// Bring a paused deployment back
     Resume {
@@ -70,6 +83,9 @@ enum Command {
         #[arg(long, value_name = "NAME|UUID")]
         snapshot: Option<String>,
     },
+    /// Make and start the VMs that a file describes, where there is room; those that are there stay
+    #[command(after_help = deploy::EXAMPLE)]
+    Deploy(deploy::Deploy),
     /// Hosts
     #[command(subcommand)]
     Host(List),
@@ -79,6 +95,9 @@ enum Command {
     /// Read-only images of hosts, on which VMs are made
     #[command(subcommand)]
     Disk(disk::Disk),
+    /// Images of what VMs are made of, and the catalogue of them
+    #[command(subcommand)]
+    Image(image::Image),
     /// Make the cluster's certificates
     #[command(subcommand)]
     Pki(Pki),
@@ -168,12 +187,70 @@ enum Vm {
     Resume(Which),
     /// Press the reset button of running VMs
     Reset(Which),
+    /// Let a VM live on another host: take a snapshot of its deployment, and restore all of it with this VM there
+    Migrate {
+        /// The VM
+        vm: Name,
+        /// Where it is to live
+        host: Name,
+        /// Restore this snapshot instead of taking one
+        #[arg(long, value_name = "ID")]
+        snapshot: Option<Name>,
+    },
     /// Make VMs on a base; nothing is copied
     Create(create::CreateVm),
     /// Make a VM with the disks that a stopped one has now; nothing is copied
     Clone(create::CloneVm),
     /// End a VM for good, with its disks
     Delete(create::DeleteVm),
+    /// Run a command in VMs whose definitions and guest agents allow it; the exit code is the command's
+    Exec {
+        /// Name, with `*` for any characters and `?` for any one: then lines say whose they are
+        #[arg(value_name = "PATTERN")]
+        vms: Pattern,
+        /// Program and arguments; no shell reads them
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Copy a file into a VM
+    Put {
+        /// The VM
+        vm: Name,
+        /// The file here
+        local: PathBuf,
+        /// Its absolute path there
+        remote: GuestPath,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Copy a file out of a VM
+    Get {
+        /// The VM
+        vm: Name,
+        /// The file's absolute path there
+        remote: GuestPath,
+        /// What it is to be called here
+        local: PathBuf,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Show the end of what a VM wrote to its serial console
+    Console {
+        /// The VM
+        vm: Name,
+        /// How many lines, of 64 KiB at most
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        lines: u32,
+    },
+}
+
+#[derive(Args)]
+struct Limit {
+    /// How long it may take, up to a day
+    #[arg(long = "timeout", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_LIMIT_S)))]
+    seconds: u32,
 }
 
 #[derive(Args)]
@@ -226,9 +303,28 @@ enum Pki {
     },
 }
 
-/// Carries out what was typed.
-pub fn run(cli: Cli) -> Result<()> {
+/// Carries out what was typed; answers the exit code.
+pub fn run(cli: Cli) -> Result<u8> {
     let Cli { config, json, command } = cli;
+    match command {
+        Command::Vm(Vm::Exec { vms, command, limit }) => {
+            let executed = client(config).and_then(|config| {
+                runtime(false)?.block_on(guest::exec::exec(&config, vms, command, limit.seconds, json))
+            });
+            // Told apart from what the command says by its own code.
+            executed.map_err(|error| error.above(guest::exec::OUR_CODES))
+        }
+        Command::Image(wanted) => image::run(|| client(config), wanted, json),
+        command => carry_out(config, json, command).map(|()| 0),
+    }
+}
+
+fn client(config: Option<PathBuf>) -> Result<ClientConfig> {
+    let path = config.or_else(|| std::env::var_os("UNASNAP_CONFIG").map(PathBuf::from));
+    ClientConfig::load(&path.unwrap_or_else(|| CLIENT_PATH.into()))
+}
+
+fn carry_out(config: Option<PathBuf>, json: bool, command: Command) -> Result<()> {
     match command {
         Command::Pki(Pki::Init { dir, hosts, operator }) => pki::init(&dir, &hosts, &operator, json),
         Command::Pki(Pki::AddHost { host, dir }) => pki::add_host(&dir, &host, json),
@@ -247,8 +343,7 @@ pub fn run(cli: Cli) -> Result<()> {
             runtime(true)?.block_on(daemon::run(&CoordinatorConfig::load(&path)?))
         }
         command => {
-            let path = config.or_else(|| std::env::var_os("UNASNAP_CONFIG").map(PathBuf::from));
-            let config = ClientConfig::load(&path.unwrap_or_else(|| CLIENT_PATH.into()))?;
+            let config = client(config)?;
             runtime(false)?.block_on(ask(command, &config, json))
         }
     }
@@ -267,23 +362,37 @@ async fn ask(command: Command, config: &ClientConfig, json: bool) -> Result<()> 
         }
         Command::Vm(Vm::Pause(which)) => vm::control(config, Verb::Pause, which.patterns, json).await,
         Command::Vm(Vm::Resume(which)) => vm::control(config, Verb::Resume, which.patterns, json).await,
+        Command::Vm(Vm::Migrate { vm, host, snapshot }) => {
+            migrate::migrate(config, Place { vm, host }, snapshot, json).await
+        }
         Command::Vm(Vm::Create(wanted)) => create::create(config, wanted, json).await,
         Command::Vm(Vm::Clone(wanted)) => create::clone(config, wanted, json).await,
         Command::Vm(Vm::Delete(wanted)) => create::delete(config, wanted, json).await,
+        Command::Deploy(wanted) => deploy::run(config, wanted, json).await,
         Command::Disk(wanted) => disk::run(config, wanted, json).await,
         Command::Vm(Vm::Reset(which)) => vm::control(config, Verb::Reset, which.patterns, json).await,
+        Command::Vm(Vm::Put { vm, local, remote, limit }) => {
+            guest::transfer::put(config, vm, &local, remote, limit.seconds, json).await
+        }
+        Command::Vm(Vm::Get { vm, remote, local, limit }) => {
+            guest::transfer::get(config, vm, remote, &local, limit.seconds, json).await
+        }
+        Command::Vm(Vm::Console { vm, lines }) => guest::console::console(config, vm, lines, json).await,
         Command::Snapshot(Snapshot::Take { deployment }) => snapshot::take(config, deployment, json).await,
         Command::Snapshot(Snapshot::List { all }) => snapshot::list(config, all, json).await,
         Command::Snapshot(Snapshot::Show { id }) => snapshot::show(config, id, json).await,
         Command::Snapshot(Snapshot::Verify { id }) => snapshot::verify(config, id, json).await,
         Command::Snapshot(Snapshot::Delete { id }) => snapshot::delete(config, id, json).await,
-        Command::Pause { deployment } => pause::pause(config, deployment, json).await,
+        Command::Pause { deployment, for_user: None } => pause::pause(config, deployment, json).await,
+        Command::Pause { deployment, for_user: Some(switch) } => {
+            pause::for_user(config, deployment, switch, json).await
+        }
         Command::Resume { deployment } => pause::resume(config, deployment, json).await,
-        Command::Restore { id } => restore::restore(config, id, json).await,
+        Command::Restore { id, places } => restore::restore(config, id, places, json).await,
         Command::Files { of: FilesOf { vms, deployment, .. }, snapshot } => {
             files::of_cluster(config, vms, deployment, snapshot, json).await
         }
-        Command::Pki(_) | Command::Coordinator => Ok(()),
+        Command::Pki(_) | Command::Image(_) | Command::Coordinator | Command::Vm(Vm::Exec { .. }) => Ok(()),
     }
 }
 

@@ -1,9 +1,10 @@
 //! `unasnap pause` and `unasnap resume`: a whole deployment.
 
+use clap::ValueEnum;
 use serde::Serialize;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Reply, Request};
-use unasnap_protocol::power::PauseReport;
+use unasnap_protocol::power::{GivingWay, PauseReport};
 
 use super::{output, progress, restore, vm};
 use crate::config::ClientConfig;
@@ -17,6 +18,40 @@ struct Paused {
 #[derive(Serialize)]
 struct Runs {
     runs: Name,
+}
+
+/// Of `pause --for-user`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// From now on.
+    On,
+    /// Not any more.
+    Off,
+}
+
+#[derive(Serialize)]
+struct ForUser {
+    for_user: GivingWay,
+}
+
+/// `pause --for-user`.
+pub async fn for_user(config: &ClientConfig, deployment: Name, switch: Switch, json: bool) -> Result<()> {
+    let wanted = GivingWay { deployment, on: switch == Switch::On };
+    let for_user = match progress::ask(config, &Request::GiveWay(wanted)).await? {
+        (_, Reply::GivesWay(now)) => now,
+        (exchange, other) => return Err(exchange.unexpected(&other)),
+    };
+    if json {
+        return output::json(&ForUser { for_user });
+    }
+    let deployment = &for_user.deployment;
+    output::line(&if for_user.on {
+        format!(
+            "{deployment} is paused whenever somebody sits down at one of its hosts, and goes on when nobody is left"
+        )
+    } else {
+        format!("{deployment} stays as it is, whoever sits at its hosts")
+    })
 }
 
 /// `pause`.

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use unasnap_protocol::elsewhere::FetchProgress;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Progress, Reply, Request};
 
@@ -22,6 +23,7 @@ pub async fn ask(config: &ClientConfig, request: &Request) -> Result<(Exchange, 
     loop {
         match exchange.next().await? {
             Reply::Progress(progress) => lines.show(&progress),
+            Reply::Fetching(fetching) => lines.show_fetching(&fetching),
             answer => {
                 lines.clear();
                 return Ok((exchange, answer));
@@ -47,13 +49,29 @@ impl Lines {
 
     /// Shows where each VM stands.
     pub fn show(&mut self, progress: &Progress) {
+        for vm in &progress.members {
+            let waiting = progress.waiting.contains(vm);
+            self.say(vm, format!("{} {}", progress.phase, if waiting { "..." } else { "done" }));
+        }
+    }
+
+    /// Shows how one VM is.
+    pub fn say(&mut self, vm: &Name, words: String) {
+        if self.wanted && self.began.elapsed() >= QUIET {
+            let bar = self.bars.entry(vm.clone()).or_insert_with(|| new_line(&self.lines, vm));
+            bar.set_message(words);
+        }
+    }
+
+    /// Shows how far the files of each VM are.
+    pub fn show_fetching(&mut self, fetching: &FetchProgress) {
         if !self.wanted || self.began.elapsed() < QUIET {
             return;
         }
-        for vm in &progress.members {
-            let bar = self.bars.entry(vm.clone()).or_insert_with(|| new_line(&self.lines, vm));
-            let waiting = progress.waiting.contains(vm);
-            bar.set_message(format!("{} {}", progress.phase, if waiting { "..." } else { "done" }));
+        for member in &fetching.members {
+            let bar = self.bars.entry(member.vm.clone()).or_insert_with(|| new_line(&self.lines, &member.vm));
+            let left = member.seconds_left.map(|seconds| format!(", {seconds:.0} s left"));
+            bar.set_message(format!("FETCH {member}{}", left.unwrap_or_default()));
         }
     }
 

@@ -1,8 +1,9 @@
 //! `unasnap restore`.
 
 use serde::Serialize;
+use unasnap_protocol::elsewhere::RestoreRequest;
 use unasnap_protocol::name::Name;
-use unasnap_protocol::operator::{Reply, Request, RestoreReport};
+use unasnap_protocol::operator::{Place, Reply, Request, RestoreReport};
 
 use super::{output, progress};
 use crate::config::ClientConfig;
@@ -14,12 +15,20 @@ struct Restored {
 }
 
 /// Restores and prints who runs where.
-pub async fn restore(config: &ClientConfig, id: Option<Name>, json: bool) -> Result<()> {
-    let restore = match progress::ask(config, &Request::Restore(id)).await? {
-        (_, Reply::Restored(report)) => report,
-        (exchange, other) => return Err(exchange.unexpected(&other)),
+pub async fn restore(config: &ClientConfig, id: Option<Name>, places: Vec<Place>, json: bool) -> Result<()> {
+    print(restored(config, id, places).await?, json)
+}
+
+/// Restores.
+pub async fn restored(config: &ClientConfig, id: Option<Name>, places: Vec<Place>) -> Result<RestoreReport> {
+    let request = match places.is_empty() {
+        true => Request::Restore(id),
+        false => Request::RestoreAt(RestoreRequest { snapshot: id, places }),
     };
-    print(restore, json)
+    match progress::ask(config, &request).await? {
+        (_, Reply::Restored(report)) => Ok(report),
+        (exchange, other) => Err(exchange.unexpected(&other)),
+    }
 }
 
 /// Prints who runs where.
@@ -30,8 +39,12 @@ pub fn print(restore: RestoreReport, json: bool) -> Result<()> {
     if json {
         return output::json(&Restored { restore });
     }
+    let fetched = match restore.fetched.is_empty() {
+        true => String::new(),
+        false => format!("files fetched {:.1}, ", restore.fetch_ms),
+    };
     output::line(&format!(
-        "restored {} in {:.1} ms (files verified {:.1}, loaded {:.1}, started {:.1}); incarnation {} runs",
+        "restored {} in {:.1} ms ({fetched}files verified {:.1}, loaded {:.1}, started {:.1}); incarnation {} runs",
         restore.snapshot,
         restore.restore_ms,
         restore.poll_ms,
@@ -39,6 +52,10 @@ pub fn print(restore: RestoreReport, json: bool) -> Result<()> {
         restore.start_ms,
         restore.incarnation
     ))?;
-    let rows = restore.members.iter().map(|place| vec![place.vm.to_string(), place.host.to_string()]);
-    output::table(&["VM", "HOST"], rows)
+    let came = |vm: &Name| restore.fetched.iter().find(|member| member.vm == *vm);
+    let row = |place: &Place| {
+        let how = came(&place.vm).map(ToString::to_string).unwrap_or_default();
+        vec![place.vm.to_string(), place.host.to_string(), how]
+    };
+    output::table(&["VM", "HOST", ""], restore.members.iter().map(row))
 }

@@ -1,6 +1,7 @@
 //! `unasnap snapshot`.
 
 use serde::Serialize;
+use unasnap_protocol::elsewhere::Copies;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{
     DeleteReport, MemberRecord, Reply, Request, SnapshotRecord, SnapshotState, VerifiedMember, VerifyReport,
@@ -13,14 +14,23 @@ use crate::client::Exchange;
 use crate::config::ClientConfig;
 use crate::failure::{CliError, Kind, Result};
 
+/// A snapshot, and where its files lie if it is usable and was asked for.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    record: SnapshotRecord,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copies: Option<Copies>,
+}
+
 #[derive(Serialize)]
 struct One {
-    snapshot: SnapshotRecord,
+    snapshot: Shown,
 }
 
 #[derive(Serialize)]
 struct Many {
-    snapshots: Vec<SnapshotRecord>,
+    snapshots: Vec<Shown>,
 }
 
 #[derive(Serialize)]
@@ -35,13 +45,18 @@ struct Verified {
 
 /// `snapshot take`.
 pub async fn take(config: &ClientConfig, deployment: Option<Name>, json: bool) -> Result<()> {
-    let record = single(records(config, Request::Take(deployment)).await?)?;
+    print_one(Shown { record: taken(config, deployment).await?, copies: None }, json)
+}
+
+/// Takes one.
+pub async fn taken(config: &ClientConfig, deployment: Option<Name>) -> Result<SnapshotRecord> {
+    let Shown { record, .. } = single(records(config, Request::Take(deployment)).await?)?;
     if !record.consistent {
         eprintln!(
             "warning: not all VMs were coloured, so this snapshot is not consistent: a restore may hang or lose data"
         );
     }
-    print_one(record, json)
+    Ok(record)
 }
 
 /// `snapshot show`.
@@ -70,6 +85,7 @@ pub async fn list(config: &ClientConfig, all: bool, json: bool) -> Result<()> {
         "SKEW ms",
         "GLOBAL ms",
         "SIZE",
+        "COPIES",
     ];
     output::table(&header, snapshots.iter().map(row))
 }
@@ -116,14 +132,19 @@ pub async fn verify(config: &ClientConfig, id: Name, json: bool) -> Result<()> {
     Err(CliError::new(Kind::Refused, text))
 }
 
-async fn records(config: &ClientConfig, request: Request) -> Result<Vec<SnapshotRecord>> {
+async fn records(config: &ClientConfig, request: Request) -> Result<Vec<Shown>> {
     let mut exchange = Exchange::begin(config, &request).await?;
     let mut lines = Lines::new();
-    let mut records = Vec::new();
+    let mut records: Vec<Shown> = Vec::new();
     loop {
         match exchange.next().await? {
             Reply::Progress(progress) => lines.show(&progress),
-            Reply::Record(record) => records.push(*record),
+            Reply::Record(record) => records.push(Shown { record: *record, copies: None }),
+            Reply::Copies(copies) => {
+                if let Some(shown) = records.last_mut() {
+                    shown.copies = Some(copies);
+                }
+            }
             Reply::End(()) => break,
             other => return Err(exchange.unexpected(&other)),
         }
@@ -132,12 +153,12 @@ async fn records(config: &ClientConfig, request: Request) -> Result<Vec<Snapshot
     Ok(records)
 }
 
-fn single(mut records: Vec<SnapshotRecord>) -> Result<SnapshotRecord> {
+fn single(mut records: Vec<Shown>) -> Result<Shown> {
     let missing = "the coordinator ended its answer without a snapshot; install the same release on both";
     records.pop().ok_or_else(|| CliError::internal(missing))
 }
 
-fn row(record: &SnapshotRecord) -> Vec<String> {
+fn row(Shown { record, copies }: &Shown) -> Vec<String> {
     let pause = record.members.iter().filter_map(|member| member.pause_ms).max_by(f64::total_cmp);
     let size = record.members.iter().map(|member| member.bytes).sum();
     vec![
@@ -151,13 +172,17 @@ fn row(record: &SnapshotRecord) -> Vec<String> {
         output::ms(record.skew_ms),
         output::ms(record.global_ms),
         output::bytes(size),
+        copies
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |copies| format!("{}/{}", copies.reached(), copies.wanted)),
     ]
 }
 
-fn print_one(snapshot: SnapshotRecord, json: bool) -> Result<()> {
+fn print_one(snapshot: Shown, json: bool) -> Result<()> {
     if json {
         return output::json(&One { snapshot });
     }
+    let Shown { record: snapshot, copies } = snapshot;
     output::line(&format!("snapshot    {} ({})", snapshot.id, state(snapshot.state)))?;
     output::line(&format!("deployment  {}, epoch {}", snapshot.deployment, snapshot.epoch))?;
     output::line(&format!("created     {}", snapshot.created))?;
@@ -171,8 +196,25 @@ fn print_one(snapshot: SnapshotRecord, json: bool) -> Result<()> {
     if let Some(failure) = &snapshot.failure {
         output::line(&format!("failure     {failure}"))?;
     }
+    if let Some(copies) = &copies {
+        print_copies(copies)?;
+    }
     let header = ["VM", "HOST", "CUT ms", "PAUSE ms", "STRADDLE ms", "LOCAL ms", "SIZE", "OUTSIDE"];
     output::table(&header, snapshot.members.iter().map(member_row))
+}
+
+/// Where they are and what is missing; nothing if nobody wants any.
+fn print_copies(copies: &Copies) -> Result<()> {
+    let (reached, wanted) = (copies.reached(), copies.wanted);
+    if wanted > 1 || copies.members.iter().any(|member| member.hosts.len() > 1) {
+        output::line(&format!("copies      on {reached} of {wanted} hosts"))?;
+        for member in &copies.members {
+            let hosts = member.hosts.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+            let missing = member.missing.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+            output::line(&format!("  {}: {hosts}{missing}", member.vm))?;
+        }
+    }
+    Ok(())
 }
 
 fn member_row(member: &MemberRecord) -> Vec<String> {

@@ -4,6 +4,7 @@ use serde::Serialize;
 use unasnap_protocol::control::VmState;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{HostStatus, Reply, Request, StatusReport, VmStatus};
+use unasnap_protocol::power::PausedDeployment;
 
 use super::output;
 use crate::client::Exchange;
@@ -33,6 +34,15 @@ pub async fn overview(config: &ClientConfig, json: bool) -> Result<()> {
         let waiting = course.waiting.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
         output::line(&format!("under way    {} {}, waiting for {waiting}", course.phase, course.snapshot))?;
     }
+    for paused in &status.paused {
+        let PausedDeployment { deployment, snapshot, for_user } = paused;
+        let goes_on = if *for_user {
+            "it goes on when nobody sits at its hosts".to_owned()
+        } else {
+            format!("`unasnap resume {deployment}`")
+        };
+        output::line(&format!("paused       {deployment} in {snapshot}; {goes_on}"))?;
+    }
     output::line("")?;
     host_table(&status.hosts)?;
     output::line("")?;
@@ -61,10 +71,12 @@ fn host_table(hosts: &[HostStatus]) -> Result<()> {
             if host.connected { "yes" } else { "no" }.to_owned(),
             output::known(host.since.as_ref()),
             host.agent_version.clone(),
+            output::known(host.cores),
+            output::bytes(host.memory_mb.map(|memory| memory << 20)),
             output::bytes(host.free_bytes),
         ]
     };
-    output::table(&["HOST", "CONNECTED", "SINCE", "AGENT", "FREE"], hosts.iter().map(row))
+    output::table(&["HOST", "CONNECTED", "SINCE", "AGENT", "CORES", "MEMORY", "FREE"], hosts.iter().map(row))
 }
 
 /// A row for each VM.

@@ -1,7 +1,7 @@
 //! What hosts are asked that is no member's affair: VMs made and deleted, disks that they share.
 //!
 //! No VM comes or goes while anything is under way for its deployment, and nothing begins for a deployment while a VM of it
-//! comes or goes.
+//! comes or goes; but several are made, or deleted, side by side.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,11 +11,13 @@ use tokio::time::Instant;
 use unasnap_protocol::control::{CoordinatorSession, Phase};
 use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::household::{HostOrder, HostReport, HouseholdReport, HouseholdRequest, Outcome, Task};
+use unasnap_protocol::image::ImageRequest;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Progress, Reply, RequestError, RequestErrorKind, ms};
 
-use super::journal::{KnownVm, Result};
+use super::journal::Result;
 use super::owner::{Owner, Watchers, tell};
+use super::registry::not_connected;
 use super::restoring::no_snapshot;
 
 /// For a digest of a large image.
@@ -35,6 +37,15 @@ pub struct Chore {
     hosts: BTreeSet<Name>,
     found: BTreeMap<Name, HostReport>,
     watchers: Watchers,
+    then: Then,
+}
+
+/// What is made of the hosts' answers.
+pub enum Then {
+    /// They are the answer.
+    Answer,
+    /// Something of the image catalogue.
+    Image(ImageRequest),
 }
 
 type Checked<T> = std::result::Result<T, RequestError>;
@@ -63,6 +74,10 @@ impl Chore {
         tell(&self.watchers, &Reply::Progress(progress));
     }
 
+    fn words(&self) -> Option<String> {
+        Some(format!("`{}` of {}", self.task.label(), self.task.vm()?))
+    }
+
     fn enter(&mut self, host: &Name, outcome: Checked<Outcome>) {
         let ns = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.found.insert(host.clone(), HostReport { host: host.clone(), outcome, ms: ms(ns) });
@@ -71,14 +86,24 @@ impl Chore {
 
 impl Owner {
     /// `disk` and those `vm` commands by which VMs come and go.
-    pub(super) fn ask(&mut self, request: HouseholdRequest, replies: mpsc::Sender<Reply>) {
+    pub(super) fn ask(
+        &mut self,
+        request: HouseholdRequest,
+        then: Then,
+        replies: mpsc::Sender<Reply>,
+    ) -> Result<()> {
         let checked = self.hosts_meant(&request).and_then(|hosts| {
             let deployments = self.may_begin(&request.task, &hosts)?;
             Ok((hosts, deployments))
         });
         match checked {
-            Ok((hosts, deployments)) => self.open_chore_at(request.task, hosts, deployments, vec![replies]),
-            Err(error) => tell(&vec![replies], &Reply::Failed(error)),
+            Ok((hosts, deployments)) => {
+                self.open_chore_at(request.task, hosts, deployments, then, vec![replies])
+            }
+            Err(error) => {
+                tell(&vec![replies], &Reply::Failed(error));
+                Ok(())
+            }
         }
     }
 
@@ -109,7 +134,7 @@ impl Owner {
             return not_found(format!("no host is called {host}; `unasnap host list` shows all of them"));
         }
         if self.registry.host(&host).is_none() {
-            return refuse(format!("host {host} is not connected; start the host agent there"));
+            return refuse(not_connected(&host));
         }
         Ok([host].into())
     }
@@ -137,14 +162,15 @@ impl Owner {
             ));
         }
         let known = self.journal.vms().get(vm);
-        let of = |vm: &Name| self.journal.vms().get(vm).map(|known| known.deployment.clone());
         let deployments: BTreeSet<Name> = match task {
             Task::Create(new) => [new.deployment.clone()].into(),
-            Task::Clone(clone) => clone.deployment.iter().cloned().chain(of(&clone.of)).collect(),
-            _ => of(vm).into_iter().collect(),
+            Task::Clone(clone) => {
+                clone.deployment.iter().cloned().chain(self.journal.deployment_of(&clone.of)).collect()
+            }
+            _ => self.journal.deployment_of(vm).into_iter().collect(),
         };
         for deployment in &deployments {
-            if let Some(what) = self.open_course(deployment) {
+            if let Some(what) = self.open_beside(task, deployment) {
                 return refuse(format!(
                     "{what} of deployment {deployment} is under way; try again when it has ended"
                 ));
@@ -162,6 +188,11 @@ impl Owner {
                 if let Some(other) = known.filter(|known| !hosts.contains(&known.host)) {
                     return refuse(format!("host {} has VM {vm}; choose another name", other.host));
                 }
+                if known.is_none() && self.journal.homes().contains_key(vm) {
+                    return refuse(format!(
+                        "an earlier instance of {vm} may run on a host that is away: choose another name, or start the host agent there"
+                    ));
+                }
                 self.are_free(vm, task)?;
             }
             _ => {}
@@ -173,10 +204,7 @@ impl Owner {
     fn home(&self, task: &Task) -> Option<Name> {
         match task {
             Task::Create(new) => Some(new.deployment.clone()),
-            Task::Clone(clone) => {
-                let other = || self.journal.vms().get(&clone.of).map(|known| known.deployment.clone());
-                clone.deployment.clone().or_else(other)
-            }
+            Task::Clone(clone) => clone.deployment.clone().or_else(|| self.journal.deployment_of(&clone.of)),
             _ => None,
         }
     }
@@ -184,18 +212,19 @@ impl Owner {
     /// Members know each other by their addresses.
     fn are_free(&self, vm: &Name, task: &Task) -> Checked<()> {
         let home = self.home(task);
-        let wanted: Vec<Prefix> = match task {
-            Task::Create(new) => new.nics.iter().flat_map(|nic| nic.addresses.clone()).collect(),
-            Task::Clone(clone) => clone.addresses.iter().flatten().copied().collect(),
-            _ => Vec::new(),
-        };
-        let has = |known: &KnownVm| known.addresses.iter().find(|address| wanted.contains(address)).copied();
+        let wanted = addresses(task);
         let others = self
             .journal
             .vms()
             .iter()
             .filter(|(name, known)| *name != vm && Some(&known.deployment) == home.as_ref());
-        match others.filter_map(|(name, known)| Some((name, has(known)?))).next() {
+        let known =
+            others.flat_map(|(name, known)| known.addresses.iter().map(move |address| (name, *address)));
+        let being_made = self.chores.values().filter(|chore| self.home(&chore.task) == home);
+        let being_made = being_made.filter_map(|chore| Some((chore.task.vm()?, addresses(&chore.task))));
+        let being_made = being_made
+            .flat_map(|(name, addresses)| addresses.into_iter().map(move |address| (name, address)));
+        match known.chain(being_made).find(|(_, address)| wanted.contains(address)) {
             Some((name, address)) => {
                 refuse(format!("{name} has the address {address}; give {vm} another one"))
             }
@@ -222,13 +251,16 @@ impl Owner {
         task: Task,
         hosts: BTreeSet<Name>,
         deployments: BTreeSet<Name>,
+        then: Then,
         watchers: Watchers,
-    ) {
+    ) -> Result<()> {
         self.chore_count += 1;
         let term = self.journal.term();
         // An answer to an earlier coordinator has another number.
         let number = term << 32 | u64::from(self.chore_count);
-        let Ok(id) = Name::new(&format!("task-{term}-{}-host", self.chore_count)) else { return };
+        let Ok(id) = Name::new(&format!("task-{term}-{}-host", self.chore_count)) else {
+            return Ok(());
+        };
         let began = Instant::now();
         let limit = if matches!(task, Task::Preload { .. } | Task::Bases) { LONG_LIMIT } else { LIMIT };
         let home = self.home(&task);
@@ -237,21 +269,30 @@ impl Owner {
         let message = CoordinatorSession::Household(order);
         let deadline = began + limit;
         let mut chore =
-            Chore { deadline, id, task, deployments, began, hosts, found: BTreeMap::new(), watchers };
+            Chore { deadline, id, task, deployments, began, hosts, found: BTreeMap::new(), watchers, then };
         for host in chore.hosts.clone() {
             if !self.registry.say(&host, &message) {
-                let text = format!("host {host} is not connected; start the host agent there");
-                chore.enter(&host, refuse(text));
+                chore.enter(&host, refuse(not_connected(&host)));
             }
         }
         self.chores.insert(number, chore);
-        self.end_chore_if_complete(number);
+        self.end_chore_if_complete(number)
     }
 
     /// What is awaited of a deployment, in words.
     pub(super) fn open_chore(&self, deployment: &Name) -> Option<String> {
-        let chore = self.chores.values().find(|chore| chore.deployments.contains(deployment))?;
-        Some(format!("`{}` of {}", chore.task.label(), chore.task.vm()?))
+        self.chores.values().filter(|chore| chore.deployments.contains(deployment)).find_map(Chore::words)
+    }
+
+    /// What a task has to wait for, in words.
+    fn open_beside(&self, task: &Task, deployment: &Name) -> Option<String> {
+        let beside = |chore: &Chore| {
+            let tasks = (task, &chore.task);
+            matches!(tasks, (Task::Create(_), Task::Create(_)) | (Task::Delete { .. }, Task::Delete { .. }))
+        };
+        let chores = self.chores.values().filter(|chore| chore.deployments.contains(deployment));
+        let hinders = || chores.filter(|chore| !beside(chore)).find_map(Chore::words);
+        self.open_but_chores(deployment).or_else(hinders)
     }
 
     /// A host has carried out a task, or not.
@@ -273,22 +314,21 @@ impl Owner {
                 _ => {}
             }
         }
-        self.end_chore_if_complete(number);
-        Ok(())
+        self.end_chore_if_complete(number)
     }
 
     /// A host has gone: whether it has done it nobody knows.
-    pub(super) fn chores_lose(&mut self, host: &Name) {
+    pub(super) fn chores_lose(&mut self, host: &Name) -> Result<()> {
         let text = format!(
             "the connection to host {host} broke; repeat the command when it is back: what was done is not done twice"
         );
         self.give_chores_up(|_, awaited| {
             (awaited == host).then(|| RequestError::new(RequestErrorKind::Refused, text.clone()))
-        });
+        })
     }
 
     /// Whoever has not answered is not waited for any more.
-    pub(super) fn on_chore_deadline(&mut self) {
+    pub(super) fn on_chore_deadline(&mut self) -> Result<()> {
         let now = Instant::now();
         self.give_chores_up(|chore, host| {
             let waited = (chore.deadline - chore.began).as_secs();
@@ -296,28 +336,40 @@ impl Owner {
                 "host {host} has not answered in {waited} s; look at the log of the host agent there"
             );
             (chore.deadline <= now).then(|| RequestError::new(RequestErrorKind::TimedOut, text))
-        });
+        })
     }
 
-    fn give_chores_up(&mut self, why: impl Fn(&Chore, &Name) -> Option<RequestError>) {
+    fn give_chores_up(&mut self, why: impl Fn(&Chore, &Name) -> Option<RequestError>) -> Result<()> {
         for chore in self.chores.values_mut() {
             let given_up = chore.awaited().filter_map(|host| Some((host.clone(), why(chore, host)?)));
             for (host, error) in given_up.collect::<Vec<_>>() {
                 chore.enter(&host, Err(error));
             }
         }
-        for number in self.chores.keys().copied().collect::<Vec<_>>() {
-            self.end_chore_if_complete(number);
-        }
+        let mut numbers = self.chores.keys().copied().collect::<Vec<_>>().into_iter();
+        numbers.try_for_each(|number| self.end_chore_if_complete(number))
     }
 
-    fn end_chore_if_complete(&mut self, number: u64) {
+    fn end_chore_if_complete(&mut self, number: u64) -> Result<()> {
         if self.chores.get(&number).is_some_and(|chore| chore.awaited().next().is_none())
             && let Some(chore) = self.chores.remove(&number)
         {
             let hosts = chore.found.into_values().collect();
-            tell(&chore.watchers, &Reply::Household(HouseholdReport { hosts }));
+            match chore.then {
+                Then::Answer => tell(&chore.watchers, &Reply::Household(HouseholdReport { hosts })),
+                Then::Image(request) => return self.go_on_with_image(request, hosts, &chore.watchers),
+            }
         }
+        Ok(())
+    }
+}
+
+/// By which other members will know a VM that is to be made.
+fn addresses(task: &Task) -> Vec<Prefix> {
+    match task {
+        Task::Create(new) => new.nics.iter().flat_map(|nic| nic.addresses.clone()).collect(),
+        Task::Clone(clone) => clone.addresses.iter().flatten().copied().collect(),
+        _ => Vec::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Connections: small tasks that turn frames into [`Input`]s for the owner, and its words into frames.
 //! They decide nothing but who may speak at all.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +9,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use unasnap_channel::{Connection, Peer, Reader, Trust, Writer, steady_ns};
 use unasnap_protocol::PROTOCOL_VERSION;
+use unasnap_protocol::access::Ask;
 use unasnap_protocol::control::{CoordinatorSession, FromHost, Hello, HostSession, MAX_VMS_PER_HOST};
 use unasnap_protocol::frame::{Frame, MAX_CONTROL_PAYLOAD};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{FIRST_NUMBER, Reply, Request, RequestError, RequestErrorKind};
 use unasnap_protocol::role::Role;
 
+use super::access_link::{self, Opening};
 use super::outbox::{Outbox, Waiting, outbox};
 use super::registry::LinkId;
 
@@ -29,7 +32,7 @@ const LEAST_UNHEARD: usize = 32 << 10;
 const INVENTORY_EVERY: Duration = Duration::from_millis(200);
 /// Replies that may wait for a slow operator; more progress is dropped.
 const REPLIES: usize = 4096;
-const STOPPING: &str = "the coordinator is stopping";
+pub(super) const STOPPING: &str = "the coordinator is stopping";
 
 /// What the owner hears.
 pub enum Input {
@@ -37,6 +40,8 @@ pub enum Input {
     HostHello {
         /// Its connection.
         link: LinkId,
+        /// Whence it comes.
+        ip: Option<IpAddr>,
         /// What it said.
         hello: Box<Hello>,
         /// Where the answers go.
@@ -73,6 +78,33 @@ pub enum Input {
         /// Where the replies go; dropping it ends the connection.
         replies: mpsc::Sender<Reply>,
     },
+    /// An operator begins to use guests.
+    GuestsOpened {
+        /// Its connection.
+        link: LinkId,
+        /// Who, for the log.
+        operator: Name,
+        /// What for.
+        opening: Opening,
+        /// Where the replies go; dropping it ends the connection.
+        replies: mpsc::Sender<Reply>,
+    },
+    /// An operator who uses guests asks one of them.
+    GuestAsked {
+        /// The operator's connection.
+        link: LinkId,
+        /// Whom.
+        vm: Name,
+        /// Of the turn.
+        number: u32,
+        /// What.
+        ask: Ask,
+    },
+    /// An operator who used guests has gone.
+    GuestsLeft {
+        /// Its connection.
+        link: LinkId,
+    },
 }
 
 /// Where inputs go.
@@ -85,7 +117,9 @@ pub async fn serve(connection: Connection, link: LinkId, trust: Trust, inputs: I
     tokio::pin!(distrust);
     let ended = match peer.clone() {
         Peer::Host(host) => serve_host(connection, host, link, distrust, inputs).await,
-        Peer::Operator(operator, role) => serve_operator(connection, operator, role, distrust, inputs).await,
+        Peer::Operator(operator, role) => {
+            serve_operator(connection, operator, role, link, distrust, inputs).await
+        }
         Peer::Coordinator => {
             let why = "this certificate is the coordinator's own; hosts and operators have theirs";
             refuse(connection, goodbye(why), why.to_owned()).await
@@ -112,7 +146,7 @@ async fn refuse(mut connection: Connection, frame: Vec<u8>, why: String) -> Resu
     Err(why)
 }
 
-fn goodbye(why: &str) -> Vec<u8> {
+pub(super) fn goodbye(why: &str) -> Vec<u8> {
     CoordinatorSession::Goodbye(why.to_owned()).encode(&())
 }
 
@@ -149,11 +183,12 @@ async fn serve_host(
         Ok(hello) => hello,
         Err(why) => return refuse(connection, goodbye(&why), why).await,
     };
+    let ip = connection.address().map(|address| address.ip());
     let (mut reader, writer) = connection.split();
     let (outbox, frames) = outbox();
     // The owner holds the only sender for good: when it drops that, the connection ends.
     let last_words = outbox.downgrade();
-    let hello = Input::HostHello { link, hello: Box::new(hello), outbox };
+    let hello = Input::HostHello { link, ip, hello: Box::new(hello), outbox };
     inputs.send(hello).await.map_err(|_| STOPPING.to_owned())?;
     let mut writing = tokio::spawn(write_all(writer, frames));
     let said = async {
@@ -256,6 +291,7 @@ async fn serve_operator(
     mut connection: Connection,
     operator: Name,
     role: Role,
+    link: LinkId,
     mut distrust: impl Future<Output = String> + Unpin,
     inputs: Inputs,
 ) -> Result<(), String> {
@@ -283,6 +319,12 @@ async fn serve_operator(
         );
         return refuse(connection, failed(&why), why).await;
     }
+    let request = match Opening::of(request) {
+        Ok(opening) => {
+            return access_link::serve(connection, link, operator, opening, distrust, inputs).await;
+        }
+        Err(request) => request,
+    };
     let (replies, mut answers) = mpsc::channel(REPLIES);
     let asked = Input::Asked { operator, request, replies };
     inputs.send(asked).await.map_err(|_| STOPPING.to_owned())?;
@@ -308,7 +350,7 @@ async fn serve_operator(
 }
 
 /// No reply is larger than the channel allows.
-fn sendable(reply: &Reply) -> Vec<u8> {
+pub(super) fn sendable(reply: &Reply) -> Vec<u8> {
     let frame = reply.encode(&());
     if frame.len() <= MAX_CONTROL_PAYLOAD {
         return frame;

@@ -8,10 +8,13 @@ use tokio::time::Instant;
 use unasnap_protocol::control::{Answer, Envelope, FailureKind, Order, Phase};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Progress, Reply, RequestError, RequestErrorKind};
-use unasnap_protocol::power::{ControlReport, ControlRequest, Controlled, ControlledVm, PauseReport, Verb};
+use unasnap_protocol::power::{
+    ControlReport, ControlRequest, Controlled, ControlledVm, Patterns, PauseReport, Verb,
+};
 
 use super::journal::{KnownVm, Result};
 use super::owner::{Owner, Watchers, tell};
+use super::registry::not_connected;
 
 /// For a host's answer: longer than a host gives itself.
 const LIMIT: Duration = Duration::from_secs(160);
@@ -84,10 +87,10 @@ impl Controlling {
 impl Owner {
     /// `vm start` and the like.
     pub(super) fn control(&mut self, request: &ControlRequest, replies: mpsc::Sender<Reply>) -> Result<()> {
-        match self.meant(request) {
+        match self.meant(&request.vms) {
             Ok(vms) => {
-                let of = |vm: &Name| self.journal.vms().get(vm).map(|known| known.deployment.clone());
-                for deployment in vms.iter().filter_map(of).collect::<BTreeSet<_>>() {
+                let of = vms.iter().filter_map(|vm| self.journal.deployment_of(vm));
+                for deployment in of.collect::<BTreeSet<_>>() {
                     self.forget_stale_pause(&deployment)?;
                 }
                 self.open_controlling(request.verb, vms, vec![replies], None);
@@ -98,9 +101,9 @@ impl Owner {
     }
 
     /// The VMs that the patterns mean. A pattern that means none is a mistake, and then nothing is done.
-    fn meant(&self, request: &ControlRequest) -> std::result::Result<BTreeSet<Name>, RequestError> {
+    pub(super) fn meant(&self, patterns: &Patterns) -> std::result::Result<BTreeSet<Name>, RequestError> {
         let mut vms = BTreeSet::new();
-        for pattern in request.vms.as_slice() {
+        for pattern in patterns.as_slice() {
             let known = self.journal.vms().keys().filter(|vm| pattern.matches(vm));
             let found: Vec<_> = known.cloned().collect();
             if found.is_empty() {
@@ -160,7 +163,7 @@ impl Owner {
                 );
                 controlling.fail(&vm, why, false);
             } else if !self.registry.order(host, &envelope, &Order::Control(verb)) {
-                let why = format!("its host {host} is not connected; start the host agent there");
+                let why = format!("its {}", not_connected(host));
                 controlling.fail(&vm, why, false);
             }
         }

@@ -75,14 +75,15 @@ impl Owner {
     /// Orders what is still to be removed, of `host` or of all hosts, where no course could be disturbed: a
     /// member's mailbox has one place.
     pub(super) fn order_deletions(&self, host: Option<&Name>) {
-        for stored in self.journal.snapshots().values().filter(|stored| !stored.undeleted.is_empty()) {
+        let deleting = |stored: &&Stored| stored.record.state == SnapshotState::Deleting;
+        for stored in self.journal.snapshots().values().filter(deleting) {
             let deployment = &stored.record.deployment;
             if self.open_course(deployment).is_some() {
                 continue;
             }
             let incarnation = self.journal.counters(deployment).incarnation;
-            for (vm, place) in stored.places() {
-                if stored.undeleted.contains(&vm) && host.is_none_or(|host| *host == place) {
+            for Place { vm, host: place } in remaining(stored) {
+                if host.is_none_or(|host| *host == place) {
                     let envelope = Envelope { incarnation, ..stored.envelope(&vm, self.journal.term()) };
                     self.registry.order(&place, &envelope, &Order::Delete(()));
                 }
@@ -93,13 +94,16 @@ impl Owner {
     /// A host has removed one member's files.
     pub(super) fn on_deleted(&mut self, host: &Name, envelope: &Envelope) -> Result<()> {
         let Some(stored) = self.journal.snapshots().get(&envelope.snapshot) else { return Ok(()) };
-        let place = Some(host) == stored.places().get(&envelope.vm);
-        if !place || !stored.undeleted.contains(&envelope.vm) {
+        let gone = Place { vm: envelope.vm.clone(), host: host.clone() };
+        if stored.record.state != SnapshotState::Deleting || !remaining(stored).contains(&gone) {
             return Ok(());
         }
         let mut stored = stored.clone();
-        stored.undeleted.retain(|vm| *vm != envelope.vm);
-        if stored.undeleted.is_empty() {
+        if stored.places().get(&gone.vm) == Some(host) {
+            stored.undeleted.retain(|vm| *vm != gone.vm);
+        }
+        stored.copies.retain(|copy| copy.vm != gone.vm || copy.host != gone.host);
+        if remaining(&stored).is_empty() {
             return self.forget(&envelope.snapshot);
         }
         self.journal.update_snapshot(stored)
@@ -107,7 +111,7 @@ impl Owner {
 
     fn forget_if_deleted(&mut self, id: &Name) -> Result<()> {
         match self.journal.snapshots().get(id) {
-            Some(stored) if stored.undeleted.is_empty() => self.forget(id),
+            Some(stored) if remaining(stored).is_empty() => self.forget(id),
             _ => Ok(()),
         }
     }
@@ -122,11 +126,15 @@ impl Owner {
     pub(super) fn answer_deletion(&mut self, id: &Name) {
         let Some(deletion) = self.deletions.remove(id) else { return };
         let stored = self.journal.snapshots().get(id);
-        let remains = |stored: &Stored| -> Vec<Place> {
-            let left = stored.places().into_iter().filter(|(vm, _)| stored.undeleted.contains(vm));
-            left.map(|(vm, host)| Place { vm, host }).collect()
-        };
-        let waiting = stored.map(remains).unwrap_or_default();
+        let waiting = stored.map(remaining).unwrap_or_default();
         tell(&deletion.watchers, &Reply::Deleted(DeleteReport { snapshot: id.clone(), waiting }));
     }
+}
+
+/// Whose files are still to be removed, and where.
+fn remaining(stored: &Stored) -> Vec<Place> {
+    let taken = stored.places().into_iter().filter(|(vm, _)| stored.undeleted.contains(vm));
+    let taken = taken.map(|(vm, host)| Place { vm, host });
+    let copies = stored.copies.iter().map(|copy| Place { vm: copy.vm.clone(), host: copy.host.clone() });
+    taken.chain(copies).collect()
 }

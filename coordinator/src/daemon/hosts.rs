@@ -1,6 +1,7 @@
 //! Hosts come, report, answer and go.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use unasnap_protocol::PROTOCOL_VERSION;
 use unasnap_protocol::control::{
@@ -10,6 +11,7 @@ use unasnap_protocol::control::{
 use unasnap_protocol::coordinator::returning::{Return, on_return, verdict};
 use unasnap_protocol::household::HostOrder;
 use unasnap_protocol::name::Name;
+use unasnap_protocol::operator::SnapshotState;
 
 use super::journal::{KnownHost, KnownVm, Result};
 use super::outbox::Outbox;
@@ -18,7 +20,13 @@ use super::registry::LinkId;
 
 impl Owner {
     /// A host is there (again): a second connection replaces the first.
-    pub(super) fn on_hello(&mut self, link: LinkId, hello: Hello, outbox: Outbox) -> Result<()> {
+    pub(super) fn on_hello(
+        &mut self,
+        link: LinkId,
+        ip: Option<IpAddr>,
+        hello: Hello,
+        outbox: Outbox,
+    ) -> Result<()> {
         let host = hello.host;
         if self.registry.host(&host).is_some() {
             tracing::warn!("host {host} connects a second time; its first connection is closed");
@@ -26,16 +34,19 @@ impl Owner {
         }
         tracing::info!("host {host} is connected with {} VMs", hello.inventory.vms.len());
         self.journal.know_host(&host, KnownHost { agent_version: hello.agent_version })?;
-        self.registry.connect(host.clone(), link, Inventory { vms: Vec::new(), free_bytes: 0 }, outbox);
+        self.registry.connect(host.clone(), link, ip, Inventory::default(), outbox);
         let welcome = Welcome { protocol: PROTOCOL_VERSION, term: self.journal.term() };
         self.registry.say(&host, &CoordinatorSession::Welcome(welcome));
+        self.tell_evictions(&host);
         let deployments: BTreeSet<_> = hello.inventory.vms.iter().map(|vm| vm.deployment.clone()).collect();
         let incarnation =
             |deployment: Name| (deployment.clone(), self.journal.counters(&deployment).incarnation);
         let current = deployments.into_iter().map(incarnation).collect();
         self.registry.say(&host, &CoordinatorSession::Incarnations(current));
         let reported: BTreeSet<_> = hello.inventory.vms.iter().map(|vm| &vm.name).collect();
-        let of_host = self.journal.vms().iter().filter(|(_, vm)| vm.host == host);
+        let settled = |vm: &Name| self.journal.homes().get(vm).is_none_or(|home| home.settled);
+        // One that is only coming there is not missed yet.
+        let of_host = self.journal.vms().iter().filter(|(name, vm)| vm.host == host && settled(name));
         let missing: Vec<_> =
             of_host.filter(|(name, _)| !reported.contains(name)).map(|(name, _)| name.clone()).collect();
         if !missing.is_empty() {
@@ -49,6 +60,7 @@ impl Owner {
         self.resume_takings(&host, &hello.undecided)?;
         self.resume_restorings(&host);
         self.order_deletions(Some(&host));
+        self.replicating.is_back(&host);
         Ok(())
     }
 
@@ -58,7 +70,8 @@ impl Owner {
         let open =
             self.takings.get(&theirs.deployment).filter(|taking| taking.stored.record.id == theirs.snapshot);
         let stored = self.journal.snapshots().get(&theirs.snapshot);
-        let committed = stored.is_some_and(|stored| stored.is_committed() || !stored.undeleted.is_empty());
+        let committed = stored
+            .is_some_and(|stored| stored.is_committed() || stored.record.state == SnapshotState::Deleting);
         let order = verdict(open.map(|taking| taking.machine.phase()), committed);
         let envelope = Envelope { term: self.journal.term(), ..theirs.clone() };
         tracing::info!("host {host} asks about {} of {}: {}", theirs.snapshot, theirs.vm, order.name());
@@ -100,6 +113,7 @@ impl Owner {
         inventory.vms.truncate(MAX_VMS_PER_HOST);
         inventory.vms.retain(|report| !self.is_elsewhere(host, report));
         let vms = inventory.vms.iter().map(|report| (report.name.clone(), known(host, report))).collect();
+        self.note_homes(host, &inventory)?;
         self.registry.set_inventory(host, inventory);
         self.journal.know_vms(vms)
     }
@@ -122,11 +136,15 @@ impl Owner {
             tracing::info!("VM {vm} of host {host} is gone");
             self.registry.remove_report(host, vm);
         }
+        gone.iter().try_for_each(|vm| self.journal.forget_home(vm))?;
         if gone.is_empty() { Ok(()) } else { self.journal.forget_vms(&gone) }
     }
 
     /// Names of VMs are unique in the cluster: whoever is connected and reported one first keeps it.
     fn is_elsewhere(&self, host: &Name, report: &VmReport) -> bool {
+        if self.has_moved(host, &report.name) {
+            return true;
+        }
         let Some(known) = self.journal.vms().get(&report.name) else { return false };
         let elsewhere = known.host != *host && self.registry.report(&known.host, &report.name).is_some();
         if elsewhere && self.registry.report(host, &report.name).is_none() {
@@ -145,7 +163,9 @@ impl Owner {
         self.takings_lose(host)?;
         self.verifyings_lose(host);
         self.controllings_lose(host);
-        self.chores_lose(host);
+        self.chores_lose(host)?;
+        self.accessings_lose(host);
+        self.replicating.lose(host);
         self.restorings_lose(host)
     }
 
@@ -158,6 +178,9 @@ impl Owner {
         if envelope.term != self.journal.term() {
             return Ok(());
         }
+        if matches!(answer, Answer::Evicted(())) {
+            return self.on_evicted(host, envelope);
+        }
         let deployment = &envelope.deployment;
         if self.takings.get(deployment).is_some_and(|taking| taking.expects(host, envelope)) {
             return self.on_taking_answer(deployment, envelope.vm.clone(), answer);
@@ -167,6 +190,11 @@ impl Owner {
         }
         match answer {
             Answer::Deleted(()) => self.on_deleted(host, envelope),
+            Answer::Fetching(_) | Answer::Fetched(_) => self.on_copying(host, envelope, answer),
+            Answer::Refused(failure) if self.replicating.expects(host, envelope) => {
+                self.replicating.fail(host, &failure.text);
+                Ok(())
+            }
             other => {
                 self.on_verified(host, envelope, &other);
                 self.on_controlled(host, envelope, &other);

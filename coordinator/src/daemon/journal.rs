@@ -8,7 +8,10 @@
 //! | `snapshots` | id | [`Stored`], JSON |
 //! | `vms` | name | [`KnownVm`], JSON |
 //! | `hosts` | name | [`KnownHost`], JSON |
+//! | `homes` | VM that was restored elsewhere | [`Home`], JSON |
 //! | `paused` | deployment | the snapshot that brings it back, JSON |
+//! | `yielding` | deployment that gives way to users | [`Yielding`], JSON |
+//! | `images` | name | [`Versions`], JSON |
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,8 +23,12 @@ use unasnap_fault_points::{after, before};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::SnapshotState;
 
-pub use self::records::{Counters, KnownHost, KnownVm, Stored};
+pub use self::images::{CataloguedImage, Copy, Versions};
+pub use self::records::{Counters, FilesCopy, Home, KnownHost, KnownVm, Stored, Yielding};
 
+mod homes;
+mod images;
+mod pauses;
 mod records;
 #[cfg(test)]
 mod tests;
@@ -31,7 +38,10 @@ const DEPLOYMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("deployme
 const SNAPSHOTS: TableDefinition<&str, &[u8]> = TableDefinition::new("snapshots");
 const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 const HOSTS: TableDefinition<&str, &[u8]> = TableDefinition::new("hosts");
+const HOMES: TableDefinition<&str, &[u8]> = TableDefinition::new("homes");
 const PAUSED: TableDefinition<&str, &[u8]> = TableDefinition::new("paused");
+const YIELDING: TableDefinition<&str, &[u8]> = TableDefinition::new("yielding");
+const IMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("images");
 
 /// Version of the tables and their JSON.
 const SCHEMA: u64 = 1;
@@ -64,7 +74,10 @@ pub struct Journal {
     snapshots: BTreeMap<Name, Stored>,
     vms: BTreeMap<Name, KnownVm>,
     hosts: BTreeMap<Name, KnownHost>,
+    homes: BTreeMap<Name, Home>,
     paused: BTreeMap<Name, Name>,
+    yielding: BTreeMap<Name, Yielding>,
+    images: BTreeMap<Name, Versions>,
 }
 
 fn store(error: impl Into<redb::Error>) -> JournalError {
@@ -79,9 +92,10 @@ impl Journal {
         let read = database.begin_read().map_err(store)?;
         let (deployments, snapshots) = (load(&read, DEPLOYMENTS)?, load(&read, SNAPSHOTS)?);
         let (vms, hosts) = (load(&read, VMS)?, load(&read, HOSTS)?);
-        let paused = load(&read, PAUSED)?;
+        let (homes, paused) = (load(&read, HOMES)?, load(&read, PAUSED)?);
+        let (yielding, images) = (load(&read, YIELDING)?, load(&read, IMAGES)?);
         drop(read);
-        Ok(Self { database, term, deployments, snapshots, vms, hosts, paused })
+        Ok(Self { database, term, deployments, snapshots, vms, hosts, homes, paused, yielding, images })
     }
 
     /// Counts the starts of the coordinator.
@@ -102,6 +116,11 @@ impl Journal {
     /// All VMs known.
     pub fn vms(&self) -> &BTreeMap<Name, KnownVm> {
         &self.vms
+    }
+
+    /// Whose a VM is.
+    pub fn deployment_of(&self, vm: &Name) -> Option<Name> {
+        self.vms.get(vm).map(|known| known.deployment.clone())
     }
 
     /// All hosts known.
@@ -143,31 +162,6 @@ impl Journal {
         aborted.sort_by(|one, other| other.created.cmp(&one.created));
         let old: Vec<_> = aborted.into_iter().skip(MAX_ABORTED).map(|record| record.id.clone()).collect();
         old.iter().try_for_each(|id| self.remove_snapshot(id))
-    }
-
-    /// Sets the counters of a deployment.
-    pub fn set_counters(&mut self, deployment: &Name, counters: Counters) -> Result<()> {
-        self.write("loading", |write| put(write, DEPLOYMENTS, deployment, &counters))?;
-        self.deployments.insert(deployment.clone(), counters);
-        Ok(())
-    }
-
-    /// The snapshot in which a deployment was paused.
-    pub fn paused(&self, deployment: &Name) -> Option<&Name> {
-        self.paused.get(deployment)
-    }
-
-    /// A deployment is paused in this snapshot, or not any more.
-    pub fn set_paused(&mut self, deployment: &Name, snapshot: Option<Name>) -> Result<()> {
-        self.write("paused", |write| match &snapshot {
-            Some(id) => put(write, PAUSED, deployment, id),
-            None => remove(write, PAUSED, deployment),
-        })?;
-        match snapshot {
-            Some(id) => self.paused.insert(deployment.clone(), id),
-            None => self.paused.remove(deployment),
-        };
-        Ok(())
     }
 
     /// Enters a host.
@@ -220,7 +214,7 @@ fn begin_term(database: &Database) -> Result<u64> {
         let term = meta.get("term").map_err(store)?.map_or(0, |value| value.value()) + 1;
         meta.insert("schema", SCHEMA).map_err(store)?;
         meta.insert("term", term).map_err(store)?;
-        for table in [DEPLOYMENTS, SNAPSHOTS, VMS, HOSTS, PAUSED] {
+        for table in [DEPLOYMENTS, SNAPSHOTS, VMS, HOSTS, HOMES, PAUSED, YIELDING, IMAGES] {
             write.open_table(table).map_err(store)?;
         }
         term

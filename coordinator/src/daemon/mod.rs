@@ -19,34 +19,46 @@
 //! | `requests` | what operators ask |
 //! | `planning` | who takes part in a snapshot, and whether it may begin |
 //! | `taking` | carries out the snapshot's state machine |
+//! | `placing` | where the members of a restore run, and whence their files come |
+//! | `homes` | where VMs live that were restored elsewhere |
+//! | `replicating` | copies of snapshots on other hosts |
 //! | `standing` | members that end their pauses together |
 //! | `restoring` | carries out the restore's state machine |
 //! | `verifying` | compares files of snapshots with their digests |
 //! | `controlling` | starts, stops, pauses, resumes and resets VMs |
 //! | `chores` | what hosts are asked that is no member's affair |
+//! | `catalogue` | which images there are, and which hosts have them |
+//! | `access_link`, `accessing` | hands on what operators do in guests |
 //! | `pausing` | saves a whole deployment and powers it off, and brings it back |
 //! | `deleting` | removes files of snapshots |
 //! | `journal` | what outlives the coordinator |
 //! | `registry` | who is connected |
 
+mod access_link;
+mod accessing;
 mod admission;
+mod catalogue;
 mod chores;
 mod clocks;
 mod connections;
 mod controlling;
 mod deleting;
+mod homes;
 mod hosts;
 mod journal;
 mod outbox;
 mod owner;
 mod pausing;
+mod placing;
 mod planning;
 mod registry;
+mod replicating;
 mod requests;
 mod restoring;
 mod standing;
 mod taking;
 mod verifying;
+mod yielding;
 
 use std::fs;
 use std::io::IsTerminal;
@@ -91,7 +103,7 @@ pub async fn run(config: &CoordinatorConfig) -> Result<()> {
         let (Ok(mut terminate), Ok(mut interrupt)) = signals else { return std::future::pending().await };
         tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
     };
-    let ended = Owner::new(journal, fault()?).run(incoming, stop).await;
+    let ended = Owner::new(journal, config.replicas(), fault()?).run(incoming, stop).await;
     accepting.abort();
     ended.map_err(|error| CliError::internal(error.to_string()))
 }

@@ -13,15 +13,18 @@ use unasnap_protocol::household::HostWord;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::Reply;
 
+use super::accessing::Accessing;
 use super::chores::Chore;
 use super::connections::Input;
 use super::controlling::Controlling;
 use super::deleting::Deletion;
 use super::journal::{Journal, Result};
-use super::registry::Registry;
+use super::registry::{LinkId, Registry};
+use super::replicating::Replicating;
 use super::restoring::Restoring;
 use super::taking::Taking;
 use super::verifying::Verifying;
+use crate::config::Replicas;
 
 /// Operators who wait for the same answer.
 pub type Watchers = Vec<mpsc::Sender<Reply>>;
@@ -44,8 +47,14 @@ pub struct Owner {
     pub(super) chores: BTreeMap<u64, Chore>,
     /// Counts those of this term.
     pub(super) chore_count: u32,
+    /// Guests that operators use, by the operators' connections.
+    pub(super) accessings: BTreeMap<LinkId, Accessing>,
     /// Deletions for which an operator waits, by snapshot.
     pub(super) deletions: BTreeMap<Name, Deletion>,
+    /// Before which nothing is done again for deployments that give way to users.
+    pub(super) yield_after: BTreeMap<Name, Instant>,
+    /// Copies of snapshots on other hosts.
+    pub(super) replicating: Replicating,
     pub(super) started: Instant,
     /// For tests: the mistake that snapshots are taken with.
     pub(super) fault: Fault,
@@ -53,7 +62,7 @@ pub struct Owner {
 
 impl Owner {
     /// Nobody is connected yet.
-    pub fn new(journal: Journal, fault: Fault) -> Self {
+    pub fn new(journal: Journal, replicas: Replicas, fault: Fault) -> Self {
         Self {
             journal,
             registry: Registry::default(),
@@ -64,7 +73,10 @@ impl Owner {
             controls: 0,
             chores: BTreeMap::new(),
             chore_count: 0,
+            accessings: BTreeMap::new(),
             deletions: BTreeMap::new(),
+            yield_after: BTreeMap::new(),
+            replicating: Replicating::new(replicas),
             started: Instant::now(),
             fault,
         }
@@ -96,7 +108,7 @@ impl Owner {
 
     fn apply(&mut self, input: Input) -> Result<()> {
         match input {
-            Input::HostHello { link, hello, outbox } => self.on_hello(link, *hello, outbox),
+            Input::HostHello { link, ip, hello, outbox } => self.on_hello(link, ip, *hello, outbox),
             Input::HostGone { link, host, why } if self.registry.is_current(&host, link) => {
                 tracing::warn!("lost host {host}: {why}");
                 self.lose_host(&host)
@@ -114,12 +126,32 @@ impl Owner {
                 tracing::info!("operator {operator} asks: {request:?}");
                 self.on_request(request, replies)
             }
+            Input::GuestsOpened { link, operator, opening, replies } => {
+                self.open_guests(link, &operator, opening, replies);
+                Ok(())
+            }
+            Input::GuestAsked { link, vm, number, ask } => {
+                self.ask_guest(link, &vm, number, ask);
+                Ok(())
+            }
+            Input::GuestsLeft { link } => {
+                self.leave_guests(link);
+                Ok(())
+            }
         }
     }
 
     fn on_message(&mut self, host: &Name, message: FromHost, heard_ns: u64) -> Result<()> {
         match message {
             FromHost::Session(HostSession::Inventory(inventory)) => self.on_inventory(host, inventory),
+            FromHost::Session(HostSession::Serves(address)) => {
+                self.registry.set_transfer(host, address);
+                Ok(())
+            }
+            FromHost::Session(HostSession::UserHere(here)) => {
+                self.registry.set_user_here(host, here);
+                Ok(())
+            }
             FromHost::Session(HostSession::ClockReading(reading)) => {
                 self.on_clock_reading(host, reading, heard_ns);
                 Ok(())
@@ -133,6 +165,10 @@ impl Owner {
                 self.on_done(host, number, outcome)
             }
             FromHost::Session(HostSession::Hello(_)) => Ok(()),
+            FromHost::Access(envelope, answer) => {
+                self.on_guest_answer(host, &envelope, answer);
+                Ok(())
+            }
             FromHost::Member(envelope, answer) => self.on_answer(host, &envelope, answer),
         }
     }
@@ -144,13 +180,9 @@ impl Owner {
         let verifyings = self.verifyings.values().map(|verifying| verifying.deadline);
         let controllings = self.controllings.values().map(|controlling| controlling.deadline);
         let chores = self.chores.values().map(|chore| chore.deadline);
-        let first = takings
-            .chain(restorings)
-            .chain(verifyings)
-            .chain(controllings)
-            .chain(deletions)
-            .chain(chores)
-            .min();
+        let accessings = self.accessings.values().filter_map(Accessing::deadline);
+        let courses = takings.chain(restorings).chain(verifyings).chain(controllings).chain(deletions);
+        let first = courses.chain(chores).chain(accessings).min();
         first.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
 
@@ -166,7 +198,8 @@ impl Owner {
             self.on_verifying_deadline(&deployment);
         }
         self.on_controlling_deadline();
-        self.on_chore_deadline();
+        self.on_chore_deadline()?;
+        self.on_accessing_deadline();
         for snapshot in due(&self.deletions, |deletion| deletion.deadline <= now) {
             self.answer_deletion(&snapshot);
         }
@@ -182,7 +215,9 @@ impl Owner {
             }
         }
         self.ask_again()?;
+        self.give_way()?;
         self.order_deletions(None);
+        self.replicate()?;
         self.takings.values_mut().for_each(Taking::show);
         self.restorings.values_mut().for_each(Restoring::show);
         self.verifyings.values_mut().for_each(Verifying::show);

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use unasnap_protocol::control::{VmReport, VmState};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Reply, RequestError, RequestErrorKind};
-use unasnap_protocol::power::Verb;
+use unasnap_protocol::power::{PausedDeployment, Verb};
 
 use super::journal::Result;
 use super::owner::{Owner, Watchers, tell};
@@ -48,7 +48,7 @@ impl Owner {
             return Ok(());
         }
         if let Some(id) = self.paused_in(&deployment) {
-            return self.restore(Some(id), replies);
+            return self.restore(Some(id), Vec::new(), replies);
         }
         let text = format!(
             "deployment {deployment} was not paused by `unasnap pause`, and not all of its VMs run; `unasnap restore ID` brings it back to a snapshot"
@@ -62,6 +62,16 @@ impl Owner {
         let id = self.journal.paused(deployment)?;
         let usable = self.journal.snapshots().get(id).is_some_and(|stored| stored.is_committed());
         (usable && !self.all_run(deployment)).then(|| id.clone())
+    }
+
+    /// All deployments that wait for `resume`.
+    pub(super) fn paused_deployments(&self) -> Vec<PausedDeployment> {
+        let paused = |deployment: &Name| {
+            let snapshot = self.paused_in(deployment)?;
+            let for_user = self.journal.yielding(deployment).is_some_and(|yielding| yielding.paused);
+            Some(PausedDeployment { deployment: deployment.clone(), snapshot, for_user })
+        };
+        self.journal.pauses().keys().filter_map(paused).collect()
     }
 
     /// A deployment all of which runs was not powered off: whatever stops it later has nothing to do with that pause.

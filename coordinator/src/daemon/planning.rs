@@ -62,7 +62,8 @@ impl Owner {
             global_ms: None,
         };
         let incarnation = counters.incarnation;
-        Ok(Stored { record, incarnation, addresses, closed: false, undeleted: Vec::new() })
+        let (undeleted, copies) = (Vec::new(), Vec::new());
+        Ok(Stored { record, incarnation, addresses, closed: false, undeleted, copies })
     }
 
     pub(super) fn choose_deployment(&self, wanted: Option<Name>) -> Result<Name> {

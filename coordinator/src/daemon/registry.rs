@@ -1,11 +1,15 @@
 //! Who is connected and what each host says: lives as long as the coordinator, nothing is durable.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::{fmt, io};
 
 use jiff::Timestamp;
 use unasnap_fault_points::around;
-use unasnap_protocol::control::{CoordinatorSession, Envelope, Inventory, Order, VmReport, VmState};
+use unasnap_protocol::access::AccessOrder;
+use unasnap_protocol::control::{
+    CoordinatorSession, Envelope, Inventory, Order, TransferAddress, VmReport, VmState,
+};
 use unasnap_protocol::coordinator::clock::{HostClock, Reading};
 use unasnap_protocol::name::Name;
 
@@ -13,6 +17,11 @@ use super::outbox::Outbox;
 
 /// Number of a connection, so that what an old one still says is not taken for the new one's words.
 pub type LinkId = u64;
+
+/// What is wrong with a host that is not here, in words that go on after "its".
+pub fn not_connected(host: impl fmt::Display) -> String {
+    format!("host {host} is not connected; start the host agent there")
+}
 
 /// A host whose agent is connected.
 pub struct ConnectedHost {
@@ -23,6 +32,9 @@ pub struct ConnectedHost {
     /// What it reported last.
     pub inventory: Inventory,
     clock: HostClock,
+    ip: Option<IpAddr>,
+    transfer: Option<TransferAddress>,
+    user_here: bool,
     outbox: Outbox,
 }
 
@@ -35,10 +47,19 @@ pub struct Registry {
 
 impl Registry {
     /// Enters a host; the connection that it had before is returned no more and closes.
-    pub fn connect(&mut self, name: Name, link: LinkId, inventory: Inventory, outbox: Outbox) {
+    pub fn connect(
+        &mut self,
+        name: Name,
+        link: LinkId,
+        ip: Option<IpAddr>,
+        inventory: Inventory,
+        outbox: Outbox,
+    ) {
         self.lost.remove(&name);
         let (since, clock) = (Timestamp::now(), HostClock::default());
-        self.hosts.insert(name, ConnectedHost { link, since, inventory, clock, outbox });
+        let (transfer, user_here) = (None, false);
+        let host = ConnectedHost { link, since, inventory, clock, ip, transfer, user_here, outbox };
+        self.hosts.insert(name, host);
     }
 
     /// Removes a host; its connection closes after what was sent before.
@@ -66,6 +87,32 @@ impl Registry {
     /// Since when a host is lost, if it was connected in this term.
     pub fn lost_since(&self, name: &Name) -> Option<Timestamp> {
         self.lost.get(name).copied()
+    }
+
+    /// A host gives files to other hosts.
+    pub fn set_transfer(&mut self, name: &Name, address: TransferAddress) {
+        if let Some(host) = self.hosts.get_mut(name) {
+            host.transfer = Some(address);
+        }
+    }
+
+    /// Somebody has sat down at a host, or nobody sits there any more.
+    pub fn set_user_here(&mut self, name: &Name, here: bool) {
+        if let Some(host) = self.hosts.get_mut(name) {
+            host.user_here = here;
+        }
+    }
+
+    /// Is a host connected, and does somebody sit there?
+    pub fn user_here(&self, name: &Name) -> bool {
+        self.hosts.get(name).is_some_and(|host| host.user_here)
+    }
+
+    /// Where a connected host gives files to other hosts, if it does.
+    pub fn transfer_address(&self, name: &Name) -> Option<SocketAddr> {
+        let host = self.hosts.get(name)?;
+        let TransferAddress { ip, port } = host.transfer?;
+        Some(SocketAddr::new(ip.or(host.ip)?, port))
     }
 
     /// Takes what a host reports.
@@ -120,6 +167,11 @@ impl Registry {
     /// Sends an order; `false` if the host is not connected or does not read.
     pub fn order(&self, host: &Name, envelope: &Envelope, order: &Order) -> bool {
         around("order", order.name(), || self.send(host, order.encode(envelope))).is_ok()
+    }
+
+    /// Hands on what an operator wants of a guest; `false` as above.
+    pub fn hand_on(&self, host: &Name, envelope: &Envelope, order: &AccessOrder) -> bool {
+        around("relay", order.name(), || self.send(host, order.encode(envelope))).is_ok()
     }
 
     /// Says something about the session; `false` as above.

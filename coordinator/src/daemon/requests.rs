@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use tokio::sync::mpsc;
+use unasnap_protocol::elsewhere::RestoreRequest;
 use unasnap_protocol::household::{HouseholdRequest, Task};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{
@@ -10,6 +11,7 @@ use unasnap_protocol::operator::{
     RequestErrorKind, StatusReport, VmStatus,
 };
 
+use super::chores::Then;
 use super::journal::{KnownVm, Result, Stored};
 use super::owner::{Owner, tell};
 use super::restoring::no_snapshot;
@@ -21,15 +23,28 @@ impl Owner {
             Request::Take(deployment) => return self.take(deployment, replies, false),
             Request::Pause(deployment) => return self.pause(deployment, replies),
             Request::Resume(deployment) => return self.resume(deployment, replies),
-            Request::Restore(id) => return self.restore(id, replies),
+            Request::GiveWay(wanted) => return self.set_giving_way(wanted, replies),
+            Request::Restore(id) => return self.restore(id, Vec::new(), replies),
+            Request::RestoreAt(RestoreRequest { snapshot, places }) => {
+                return self.restore(snapshot, places, replies);
+            }
             Request::Verify(id) => return self.verify(id, replies),
             Request::Control(request) => return self.control(&request, replies),
             Request::Delete(id) => return self.delete(&id, replies),
-            Request::Bases(host) => self.ask(HouseholdRequest { host, task: Task::Bases }, replies),
-            Request::Household(request) => self.ask(request, replies),
+            Request::Bases(host) => {
+                return self.ask(HouseholdRequest { host, task: Task::Bases }, Then::Answer, replies);
+            }
+            Request::Household(request) => return self.ask(request, Then::Answer, replies),
+            Request::Image(request) => return self.on_image(request, replies),
+            // Whoever begins with these has a connection of another kind; what is left began in the middle.
+            Request::Access(_) | Request::Console(_) => {
+                let text = "a turn came before its conversation was begun";
+                let error = RequestError::new(RequestErrorKind::Refused, text);
+                tell(&vec![replies], &Reply::Failed(error));
+            }
             Request::Status(()) => tell(&vec![replies], &Reply::Status(Box::new(self.status()))),
             Request::Show(id) => match self.journal.snapshots().get(&id) {
-                Some(stored) => send_records(vec![stored], replies),
+                Some(stored) => self.send_records(vec![stored], replies),
                 None => {
                     let error = RequestError::new(RequestErrorKind::NotFound, no_snapshot(&id));
                     tell(&vec![replies], &Reply::Failed(error));
@@ -39,7 +54,7 @@ impl Owner {
                 let listed = |stored: &&Stored| all || stored.is_committed();
                 let mut found: Vec<_> = self.journal.snapshots().values().filter(listed).collect();
                 found.sort_by(|one, other| one.record.created.cmp(&other.record.created));
-                send_records(found, replies);
+                self.send_records(found, replies);
             }
         }
         Ok(())
@@ -63,6 +78,8 @@ impl Owner {
             vms: self.journal.vms().iter().map(|(name, vm)| self.vm_status(name, vm)).collect(),
             courses: self.courses(),
             last_snapshot: last,
+            paused: self.paused_deployments(),
+            giving_way: self.journal.all_yielding().cloned().collect(),
         }
     }
 
@@ -76,6 +93,8 @@ impl Owner {
             since: since.map(|time| time.to_string()),
             agent_version: known.map(|host| host.agent_version.clone()).unwrap_or_default(),
             free_bytes: connected.map(|host| host.inventory.free_bytes),
+            cores: connected.map(|host| host.inventory.capacity.cores),
+            memory_mb: connected.map(|host| host.inventory.capacity.memory_mb),
         }
     }
 
@@ -115,18 +134,21 @@ impl Owner {
         });
         takings.chain(restorings).collect()
     }
-}
 
-/// In a task of its own: there may be more records than an operator's queue has places.
-fn send_records(records: Vec<&Stored>, replies: mpsc::Sender<Reply>) {
-    let records: Vec<_> = records.into_iter().map(|stored| stored.record.clone()).collect();
-    tokio::spawn(async move {
-        for record in records {
-            if replies.send(Reply::Record(Box::new(record))).await.is_err() {
-                return;
+    /// In a task of its own: there may be more records than an operator's queue has places.
+    fn send_records(&self, records: Vec<&Stored>, replies: mpsc::Sender<Reply>) {
+        let answer = |stored: &Stored| (stored.record.clone(), self.copies(stored));
+        let records: Vec<_> = records.into_iter().map(answer).collect();
+        tokio::spawn(async move {
+            let all = records.into_iter().flat_map(|(record, copies)| {
+                [Some(Reply::Record(Box::new(record))), copies.map(Reply::Copies)].into_iter().flatten()
+            });
+            for reply in all.chain([Reply::End(())]) {
+                // An operator who has gone away misses nothing.
+                if replies.send(reply).await.is_err() {
+                    return;
+                }
             }
-        }
-        // An operator who has gone away misses nothing.
-        let _ = replies.send(Reply::End(())).await;
-    });
+        });
+    }
 }

@@ -4,102 +4,32 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Phase, VmState};
+use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Order, Phase, VmState};
 use unasnap_protocol::coordinator::restore::{Decision, Limits, Restore, epoch_for};
 use unasnap_protocol::coordinator::{Command, Event};
-use unasnap_protocol::guest::Epoch;
+use unasnap_protocol::elsewhere::FetchedMember;
 use unasnap_protocol::name::Name;
-use unasnap_protocol::operator::{
-    Place, Progress, Reply, RequestError, RequestErrorKind, RestoreReport, SnapshotState,
-};
+use unasnap_protocol::operator::{Place, Reply, RequestError, RequestErrorKind, SnapshotState};
 
+pub use self::course::Restoring;
 use super::journal::{Counters, Result, Stored};
-use super::owner::{Owner, Watchers, tell};
-use super::taking::error_kind;
+use super::owner::{Owner, tell};
+use super::placing::Placement;
+use super::registry::not_connected;
+use super::taking::{Wish, error_kind};
 
-/// A restore under way.
-pub struct Restoring {
-    /// The snapshot.
-    pub id: Name,
-    /// Decides.
-    pub machine: Restore,
-    /// When the machine wants to be woken.
-    pub deadline: Instant,
-    deployment: Name,
-    hosts: BTreeMap<Name, Name>,
-    /// At which the members start.
-    epoch: Epoch,
-    /// Of the instances that will run.
-    incarnation: u64,
-    /// Members to be polled again at the next tick.
-    again: BTreeSet<Name>,
-    consistent: bool,
-    /// When each step so far began.
-    steps: Vec<Instant>,
-    watchers: Watchers,
-}
-
-impl Restoring {
-    /// Does an answer under this envelope from this host belong here?
-    pub fn expects(&self, host: &Name, envelope: &Envelope) -> bool {
-        envelope.snapshot == self.id
-            && envelope.incarnation == self.incarnation
-            && self.hosts.get(&envelope.vm) == Some(host)
-    }
-
-    /// Tells operators how far it is.
-    pub fn show(&mut self) {
-        let progress = Progress {
-            snapshot: self.id.clone(),
-            phase: self.machine.phase(),
-            members: self.hosts.keys().cloned().collect(),
-            waiting: self.machine.awaited().iter().cloned().collect(),
-        };
-        tell(&self.watchers, &Reply::Progress(progress));
-    }
-
-    fn envelope(&self, vm: &Name, term: u64) -> Envelope {
-        Envelope {
-            vm: vm.clone(),
-            deployment: self.deployment.clone(),
-            snapshot: self.id.clone(),
-            epoch: self.epoch,
-            term,
-            incarnation: self.incarnation,
-        }
-    }
-
-    /// How long each step took, ms; the last one until now.
-    fn step_ms(&self) -> [f64; 3] {
-        let now = Instant::now();
-        let at = |step: usize| self.steps.get(step).copied().unwrap_or(now);
-        [0, 1, 2].map(|step| at(step + 1).duration_since(at(step)).as_secs_f64() * 1e3)
-    }
-
-    fn report(&self) -> RestoreReport {
-        let [poll_ms, load_ms, start_ms] = self.step_ms();
-        let place = |(vm, host): (&Name, &Name)| Place { vm: vm.clone(), host: host.clone() };
-        let mut warnings = self.machine.warnings().to_vec();
-        if !self.consistent {
-            warnings.push(format!("{} was taken without colouring and is not consistent", self.id));
-        }
-        warnings.sort();
-        RestoreReport {
-            snapshot: self.id.clone(),
-            incarnation: self.incarnation,
-            restore_ms: poll_ms + load_ms + start_ms,
-            poll_ms,
-            load_ms,
-            start_ms,
-            members: self.hosts.iter().map(place).collect(),
-            warnings,
-        }
-    }
-}
+mod course;
+mod sources;
 
 impl Owner {
-    /// `restore`. An open snapshot of the deployment is cancelled first, and its end awaited.
-    pub(super) fn restore(&mut self, id: Option<Name>, replies: mpsc::Sender<Reply>) -> Result<()> {
+    /// `restore`, with some VMs on hosts that are named. An open snapshot of the deployment is cancelled first, and its
+    /// end awaited.
+    pub(super) fn restore(
+        &mut self,
+        id: Option<Name>,
+        places: Vec<Place>,
+        replies: mpsc::Sender<Reply>,
+    ) -> Result<()> {
         let stored = match self.choose_snapshot(id) {
             Ok(stored) => stored,
             Err(error) => {
@@ -112,9 +42,13 @@ impl Owner {
         if self.restorings.contains_key(&deployment) || self.open_control(&deployment).is_some() {
             refused = Some(replies);
         } else if self.takings.contains_key(&deployment) {
-            refused = self.restore_after_taking(&deployment, stored.record.id, replies)?;
+            let wish = Wish { id: stored.record.id, places, replies };
+            refused = self.restore_after_taking(&deployment, wish)?;
         } else {
-            self.open_restoring(stored, replies)?;
+            match self.place(&stored, &places) {
+                Ok(placement) => self.open_restoring(stored, placement, replies)?,
+                Err(error) => tell(&vec![replies], &Reply::Failed(error)),
+            }
         }
         if let Some(replies) = refused {
             let what = self.open_control(&deployment).unwrap_or_else(|| "a restore".to_owned());
@@ -163,10 +97,27 @@ impl Owner {
         }
     }
 
-    fn open_restoring(&mut self, stored: Stored, replies: mpsc::Sender<Reply>) -> Result<()> {
-        let hosts = stored.places();
+    fn open_restoring(
+        &mut self,
+        mut stored: Stored,
+        placement: Placement,
+        replies: mpsc::Sender<Reply>,
+    ) -> Result<()> {
+        let Placement { hosts, moves, evicting, away } = placement;
+        let coming = |(vm, to): (&Name, &Name)| {
+            let from = moves.fetch.get(vm)?.host.clone();
+            Some((vm.clone(), FetchedMember::new(vm.clone(), from, to.clone())))
+        };
+        let fetched: BTreeMap<_, _> = hosts.iter().filter_map(coming).collect();
+        // Written before anything comes: whatever becomes of it, a deletion finds the files.
+        for member in fetched.values() {
+            stored.note_copy(&member.vm, &member.to, false);
+        }
+        if !fetched.is_empty() {
+            self.journal.set_copies(stored.clone())?;
+        }
         let members = hosts.keys().cloned().collect();
-        let (machine, commands) = Restore::begin(&members, &stored.addresses, Limits::default());
+        let (machine, commands) = Restore::begin(&members, &stored.addresses, moves, Limits::default());
         let deployment = stored.record.deployment;
         let counters = self.journal.counters(&deployment);
         let restoring = Restoring {
@@ -175,11 +126,18 @@ impl Owner {
             deadline: Instant::now(),
             deployment: deployment.clone(),
             hosts,
+            leaving: evicting.clone(),
+            evicting,
+            away,
+            reports: Vec::new(),
+            fetched,
+            spoiled: BTreeMap::new(),
+            detours: Vec::new(),
             epoch: epoch_for(stored.record.epoch, counters.last_epoch),
             incarnation: counters.incarnation + 1,
             again: BTreeSet::new(),
             consistent: stored.record.consistent,
-            steps: Vec::new(),
+            phases: Vec::new(),
             watchers: vec![replies],
         };
         self.restorings.insert(deployment.clone(), restoring);
@@ -189,10 +147,37 @@ impl Owner {
     /// An answer of a member. One that is not ready is asked again.
     pub(super) fn on_restoring_answer(&mut self, deployment: &Name, vm: Name, answer: Answer) -> Result<()> {
         let Some(restoring) = self.restorings.get_mut(deployment) else { return Ok(()) };
-        if matches!((restoring.machine.phase(), &answer), (Phase::Poll, Answer::Refused(_))) {
-            restoring.again.insert(vm.clone());
+        match &answer {
+            Answer::Refused(failure)
+                if restoring.machine.phase() == Phase::Fetch && failure.kind == FailureKind::Files =>
+            {
+                let why = failure.text.clone();
+                if self.take_other_copy(deployment, &vm, &why) {
+                    return Ok(());
+                }
+            }
+            Answer::Refused(_) if restoring.machine.asks_again() => {
+                restoring.again.insert(vm.clone());
+            }
+            Answer::Fetching(moved) => restoring.note_moved(&vm, *moved),
+            Answer::Fetched(moved) => {
+                restoring.note_moved(&vm, *moved);
+                let host = restoring.hosts.get(&vm).cloned();
+                let stored = self.journal.snapshots().get(&restoring.id).cloned();
+                if let (Some(host), Some(mut stored)) = (host, stored) {
+                    stored.note_copy(&vm, &host, true);
+                    self.journal.set_copies(stored)?;
+                }
+            }
+            _ => {}
         }
         self.restoring_event(deployment, Event::Answer(vm, answer))
+    }
+
+    /// All hosts have ended their instances of a member.
+    pub(super) fn restoring_evicted(&mut self, envelope: &Envelope) -> Result<()> {
+        let event = Event::Answer(envelope.vm.clone(), Answer::Evicted(()));
+        self.restoring_event(&envelope.deployment, event)
     }
 
     /// A wait ran out.
@@ -203,7 +188,8 @@ impl Owner {
     /// A host has gone.
     pub(super) fn restorings_lose(&mut self, host: &Name) -> Result<()> {
         let members = |restoring: &Restoring| -> Vec<Name> {
-            restoring.hosts.iter().filter(|(_, place)| *place == host).map(|(vm, _)| vm.clone()).collect()
+            let hit = |(vm, place): &(&Name, &Name)| *place == host || restoring.evicts(host, vm);
+            restoring.hosts.iter().filter(hit).map(|(vm, _)| vm.clone()).collect()
         };
         let lost: Vec<_> =
             self.restorings.iter().map(|(name, restoring)| (name.clone(), members(restoring))).collect();
@@ -215,27 +201,27 @@ impl Owner {
         Ok(())
     }
 
-    /// A host has come: its members are polled at the next tick.
+    /// A host has come: its members are asked at the next tick.
     pub(super) fn resume_restorings(&mut self, host: &Name) {
-        for restoring in
-            self.restorings.values_mut().filter(|restoring| restoring.machine.phase() == Phase::Poll)
-        {
+        for restoring in self.restorings.values_mut().filter(|restoring| restoring.machine.asks_again()) {
             let here = |vm: &&Name| restoring.hosts.get(*vm) == Some(host);
             restoring.again.extend(restoring.machine.awaited().iter().filter(here).cloned());
+            restoring.is_back(host);
         }
     }
 
-    /// Polls members that were not ready.
+    /// Asks members that were not ready, or whose files did not come to the end.
     pub(super) fn ask_again(&mut self) -> Result<()> {
         for deployment in self.restorings.keys().cloned().collect::<Vec<_>>() {
             let Some(restoring) = self.restorings.get_mut(&deployment) else { continue };
-            let Some(order) =
-                restoring.machine.order_again().filter(|_| restoring.machine.phase() == Phase::Poll)
-            else {
-                continue;
-            };
             let again = std::mem::take(&mut restoring.again);
-            let commands = again.into_iter().map(|vm| Command::Send(vm, order.clone())).collect();
+            if !restoring.machine.asks_again() {
+                continue;
+            }
+            self.leave_dead_sources(&deployment, &again);
+            let Some(restoring) = self.restorings.get_mut(&deployment) else { continue };
+            let order = |vm: Name| Some(Command::Send(vm.clone(), restoring.machine.order_again(&vm)?));
+            let commands = again.into_iter().filter_map(order).collect();
             self.carry_out_restoring(&deployment, commands)?;
         }
         Ok(())
@@ -255,21 +241,29 @@ impl Owner {
                 Command::Journal(Decision::Loading) => {
                     let counters =
                         Counters { last_epoch: restoring.epoch, incarnation: restoring.incarnation };
-                    self.journal.set_counters(deployment, counters)?;
+                    let homes = restoring.homes(&self.journal);
+                    let reported = |vm: &Name| self.registry.report(&self.journal.vms().get(vm)?.host, vm);
+                    restoring.reports = homes.keys().filter_map(reported).cloned().collect();
+                    self.journal.begin_loading(deployment, counters, homes)?;
                 }
                 // Nothing depends on it after a crash: the operator restores again if VMs do not run.
                 Command::Journal(Decision::Started) => tracing::info!("restored {}", restoring.id),
                 Command::Send(vm, order) => {
                     let envelope = restoring.envelope(&vm, self.journal.term());
-                    let host = restoring.hosts.get(&vm);
-                    if !host.is_some_and(|host| self.registry.order(host, &envelope, &order)) {
+                    let to: Vec<_> = match &order {
+                        Order::Evict(_) => restoring.evicting.get(&vm).into_iter().flatten().collect(),
+                        _ => restoring.hosts.get(&vm).into_iter().collect(),
+                    };
+                    if !to.into_iter().all(|host| self.registry.order(host, &envelope, &order)) {
                         unsent.push(vm);
                     }
                 }
-                // Each step begins with its orders and this wish.
+                // Each phase begins with its orders and this wish.
                 Command::WakeAfter(limit) => {
-                    let now = Instant::now();
-                    restoring.steps.push(now);
+                    let (now, phase) = (Instant::now(), restoring.machine.phase());
+                    if restoring.phases.last().is_none_or(|(last, _)| *last != phase) {
+                        restoring.phases.push((phase, now));
+                    }
                     restoring.deadline = now + limit;
                 }
                 Command::Finished(result) => {
@@ -286,8 +280,12 @@ impl Owner {
 
     fn note_unreachable(&mut self, deployment: &Name, vm: Name) -> Result<()> {
         let Some(restoring) = self.restorings.get_mut(deployment) else { return Ok(()) };
-        let host = restoring.hosts.get(&vm).map_or("unknown", Name::as_str);
-        let text = format!("its host {host} is not connected; start the host agent there");
+        let leaving = restoring.evicting.get(&vm).filter(|_| restoring.machine.phase() == Phase::Evict);
+        let hosts: Vec<_> = match leaving {
+            Some(hosts) => hosts.iter().map(Name::as_str).collect(),
+            None => restoring.hosts.get(&vm).map(Name::as_str).into_iter().collect(),
+        };
+        let text = format!("its {}", not_connected(hosts.join(", ")));
         let failure = Failure::new(FailureKind::HostLost, restoring.machine.phase(), text);
         self.restoring_event(deployment, Event::Answer(vm, Answer::Refused(failure)))
     }
@@ -300,7 +298,14 @@ impl Owner {
         let Some(restoring) = self.restorings.remove(deployment) else { return Ok(()) };
         let reply = match result {
             Ok(()) => {
-                // As for a single VM that was started: whoever asks at once is to see it.
+                // As for a single VM that was started: whoever asks at once is to see it, also where it has moved to.
+                for report in restoring.reports.iter().cloned() {
+                    if let Some(host) = restoring.hosts.get(&report.name)
+                        && self.registry.report(host, &report.name).is_none()
+                    {
+                        self.registry.add_report(host, report);
+                    }
+                }
                 for (vm, host) in &restoring.hosts {
                     self.registry.set_state(host, vm, VmState::Running, restoring.incarnation);
                 }
@@ -312,9 +317,9 @@ impl Owner {
             Err(failure) => {
                 let id = &restoring.id;
                 tracing::warn!("the restore of {id} failed in {failure}");
-                let text = format!(
-                    "the restore of {id} failed in {failure}; the snapshot is untouched: run `unasnap restore {id}` again"
-                );
+                let advice = self.advice(&restoring);
+                let text =
+                    format!("the restore of {id} failed in {failure}; the snapshot is untouched: {advice}");
                 Reply::Failed(RequestError::new(error_kind(&failure), text))
             }
         };

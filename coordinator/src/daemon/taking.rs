@@ -10,11 +10,21 @@ use unasnap_protocol::coordinator::clock::{MemberCut, skew};
 use unasnap_protocol::coordinator::snapshot::{Decision, Limits, Snapshot};
 use unasnap_protocol::coordinator::{Command, Event};
 use unasnap_protocol::name::Name;
-use unasnap_protocol::operator::{Progress, Reply, RequestError, RequestErrorKind, SnapshotState, ms};
+use unasnap_protocol::operator::{Place, Progress, Reply, RequestError, RequestErrorKind, SnapshotState, ms};
 
 use super::clocks::Clocks;
 use super::journal::{Journal, Result, Stored};
 use super::owner::{Owner, Watchers, tell};
+
+/// A restore that an operator has asked for.
+pub struct Wish {
+    /// The snapshot.
+    pub id: Name,
+    /// Where VMs are to run.
+    pub places: Vec<Place>,
+    /// Who hears of it.
+    pub replies: mpsc::Sender<Reply>,
+}
 
 /// A snapshot under way.
 pub struct Taking {
@@ -33,7 +43,7 @@ pub struct Taking {
     /// Is the deployment to be powered off when it is committed?
     pauses: bool,
     /// A restore that waits for the end.
-    then: Option<(Name, mpsc::Sender<Reply>)>,
+    then: Option<Wish>,
 }
 
 impl Taking {
@@ -179,6 +189,11 @@ impl Owner {
 
     /// What is under way for a deployment, in words.
     pub(super) fn open_course(&self, deployment: &Name) -> Option<String> {
+        self.open_but_chores(deployment).or_else(|| self.open_chore(deployment))
+    }
+
+    /// The same, without VMs that come or go.
+    pub(super) fn open_but_chores(&self, deployment: &Name) -> Option<String> {
         let taking =
             self.takings.get(deployment).map(|taking| format!("snapshot {}", taking.stored.record.id));
         let restoring =
@@ -186,13 +201,16 @@ impl Owner {
         let verifying = || {
             self.verifyings.get(deployment).map(|verifying| format!("the verification of {}", verifying.id))
         };
-        taking.or_else(restoring).or_else(verifying).or_else(|| self.open_control(deployment))
+        taking.or_else(restoring).or_else(verifying).or_else(|| self.open_verb(deployment))
     }
 
     /// What is being done to its VMs, in words; also when one comes or goes.
     pub(super) fn open_control(&self, deployment: &Name) -> Option<String> {
-        let control = self.controllings.values().find_map(|controlling| controlling.open_in(deployment));
-        control.or_else(|| self.open_chore(deployment))
+        self.open_verb(deployment).or_else(|| self.open_chore(deployment))
+    }
+
+    fn open_verb(&self, deployment: &Name) -> Option<String> {
+        self.controllings.values().find_map(|controlling| controlling.open_in(deployment))
     }
 
     /// Takes up what a dead coordinator left: aborts what was not committed, tells of what was.
@@ -245,12 +263,11 @@ impl Owner {
     pub(super) fn restore_after_taking(
         &mut self,
         deployment: &Name,
-        id: Name,
-        replies: mpsc::Sender<Reply>,
+        wish: Wish,
     ) -> Result<Option<mpsc::Sender<Reply>>> {
         match self.takings.get_mut(deployment) {
-            Some(taking) if taking.then.is_none() => taking.then = Some((id, replies)),
-            _ => return Ok(Some(replies)),
+            Some(taking) if taking.then.is_none() => taking.then = Some(wish),
+            _ => return Ok(Some(wish.replies)),
         }
         let text = "the operator asked for a restore meanwhile";
         self.cancel_taking(deployment, Failure::new(FailureKind::BadRequest, Phase::Abort, text))?;
@@ -355,7 +372,7 @@ impl Owner {
         }
         self.journal.prune_aborted()?;
         match taking.then {
-            Some((id, replies)) => self.restore(Some(id), replies),
+            Some(Wish { id, places, replies }) => self.restore(Some(id), places, replies),
             None => Ok(()),
         }
     }

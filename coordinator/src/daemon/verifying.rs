@@ -13,6 +13,7 @@ use unasnap_protocol::operator::{
 
 use super::journal::Result;
 use super::owner::{Owner, Watchers, tell};
+use super::registry::not_connected;
 
 /// For reading everything; a host needs some seconds for each gigabyte.
 const LIMIT: Duration = Duration::from_secs(3600);
@@ -80,7 +81,7 @@ impl Owner {
         for (vm, host) in stored.places() {
             let envelope = Envelope { incarnation, ..stored.envelope(&vm, self.journal.term()) };
             if !self.registry.order(&host, &envelope, &Order::Verify(())) {
-                let text = format!("its host {host} is not connected; start the host agent there");
+                let text = format!("its {}", not_connected(&host));
                 verifying.found.insert(vm, Some(text));
             }
         }

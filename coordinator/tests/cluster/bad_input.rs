@@ -35,7 +35,7 @@ fn hello(host: &str, protocol: (u16, u16)) -> Vec<u8> {
         protocol,
         host: Name::new(host).unwrap(),
         agent_version: "1".to_owned(),
-        inventory: Inventory { vms: vec![], free_bytes: 0 },
+        inventory: Inventory::default(),
         undecided: vec![],
     };
     HostSession::Hello(hello).encode(&())

@@ -47,6 +47,7 @@ fn help_texts() {
         ("help", &["--help"][..]),
         ("help_snapshot", &["snapshot", "--help"]),
         ("help_restore", &["restore", "--help"]),
+        ("help_deploy", &["deploy", "--help"]),
         ("help_pki_init", &["pki", "init", "--help"]),
         ("help_pki_operator", &["pki", "operator", "--help"]),
     ] {

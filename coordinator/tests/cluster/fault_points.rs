@@ -16,20 +16,24 @@ enum Course {
     Verify,
     Control,
     Pause,
+    Move,
     Disk,
+    Image,
 }
 
-/// In which course a step is taken; `None` for the end of a connection, which is no decision.
+/// In which course a step is taken; `None` for the end of a connection and the use of a guest, which are no decisions.
 fn course(step: &str) -> Option<Course> {
     Some(match step {
-        "Goodbye" => return None,
+        "Goodbye" | "Turn" | "Console" => return None,
         "term" | "host" | "vms" | "Welcome" | "StillHere" | "Incarnations" => Course::Start,
         "aborted" | "Abort" => Course::Refused,
         "loading" | "Poll" | "Restore" | "Start" => Course::Restore,
         "Verify" => Course::Verify,
         "Control" => Course::Control,
         "paused" => Course::Pause,
+        "copies" | "home" | "Fetch" | "Evict" => Course::Move,
         "Household" => Course::Disk,
+        "images" => Course::Image,
         "deleting" | "removed" | "Delete" => Course::Delete,
         _ => Course::Take,
     })
@@ -50,6 +54,9 @@ fn settled(cluster: &Cluster) -> bool {
 
 fn die_and_recover(cluster: &mut Cluster, hosts: &[Host; 2], point: &str, course: Course) {
     let newest = cluster.json(&["status"])["last_snapshot"]["id"].as_str().unwrap().to_owned();
+    let lives = cluster.json(&["vm", "show", "vm1"])["vm"]["host"].clone();
+    let image = format!("debian:{point}");
+    let place = format!("vm1={}", if lives == "h1" { "h2" } else { "h1" });
     cluster.kill_daemon();
     if course == Course::Start {
         // The journal knows them already, and would not write them again.
@@ -67,7 +74,9 @@ fn die_and_recover(cluster: &mut Cluster, hosts: &[Host; 2], point: &str, course
         Course::Verify => &["snapshot", "verify", &newest],
         Course::Control => &["vm", "reset", "*"],
         Course::Pause => &["pause", "ring"],
+        Course::Move => &["restore", &newest, "--place", &place],
         Course::Disk => &["disk", "list"],
+        Course::Image => &["image", "add", &image, "h1:/srv/images/debian.qcow2"],
     };
     wait_until(&format!("the coordinator dies at {point}"), || {
         cluster.has_died() || {
@@ -76,6 +85,10 @@ fn die_and_recover(cluster: &mut Cluster, hosts: &[Host; 2], point: &str, course
         }
     });
     cluster.start_daemon();
+    if course == Course::Move {
+        // It lives where it was to come, though it may not have come yet.
+        wait_until("the restore goes well", || cluster.run(&["restore", &newest]).code == 0);
+    }
     cluster.wait_for_vms(2);
     if course == Course::Restore {
         // What was loaded stays paused until then.

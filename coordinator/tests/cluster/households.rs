@@ -166,6 +166,25 @@ fn no_vm_comes_or_goes_while_something_is_under_way_for_its_deployment() {
 }
 
 #[test]
+fn several_are_made_side_by_side_and_none_has_the_address_of_another() {
+    let cluster = Cluster::start();
+    let hosts = two_hosts(&cluster);
+    hosts[0].set_mute(true);
+    let with = |name, address| {
+        let nic = ["--nic", address];
+        [&CREATE[..2], &[name], &CREATE[3..], &nic].concat()
+    };
+    let mut one = cluster.spawn(&with("one", "bridge=br0,address=10.0.9.1"));
+    wait_until("it is under way", || hosts[0].tasks().len() == 1);
+    fails(&cluster.run(&with("two", "bridge=br0,address=10.0.9.1")), 5, &["one has the address 10.0.9.1"]);
+    let mut two = cluster.spawn(&with("two", "bridge=br0,address=10.0.9.2"));
+    wait_until("both are under way", || hosts[0].tasks().len() == 2);
+    fails(&cluster.run(&["vm", "delete", "vm2", "--force"]), 5, &["`vm create` of", "is under way"]);
+    hosts[0].set_away(true);
+    wait_until("they have ended", || one.has_ended() && two.has_ended());
+}
+
+#[test]
 fn bases_of_all_hosts_are_listed() {
     let cluster = Cluster::start();
     let hosts = two_hosts(&cluster);
@@ -232,9 +251,12 @@ fn each_role_may_do_what_is_its_own() {
 fn a_host_cannot_say_that_a_vm_of_another_is_gone() {
     let cluster = Cluster::start();
     let hosts = two_hosts(&cluster);
+    // A host that is there would report it again.
+    hosts[1].set_away(true);
+    wait_until("its host is away", || vms(&cluster) == ["vm1", "-vm2"]);
     hosts[0].say_gone("vm2");
     wait_until("it has said so", || hosts[0].has_said());
     // What came after it was heard, so it was, too.
     assert_eq!(cluster.run(&["vm", "pause", "vm1"]).code, 0);
-    assert_eq!(vms(&cluster), ["vm1", "vm2"]);
+    assert_eq!(vms(&cluster), ["vm1", "-vm2"]);
 }

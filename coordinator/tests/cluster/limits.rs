@@ -19,7 +19,7 @@ fn runtime() -> Runtime {
 }
 
 fn inventory() -> Inventory {
-    Inventory { vms: vec![], free_bytes: 0 }
+    Inventory::default()
 }
 
 fn hello(host: &str) -> Vec<u8> {

@@ -1,6 +1,8 @@
 //! Whole deployments put aside and brought back.
 
-use serde_json::Value;
+use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use crate::support::host::{Fault, Host};
 use crate::support::{Cluster, wait_until};
@@ -48,8 +50,13 @@ fn a_deployment_is_saved_powered_off_and_brought_back() {
         assert!(refused.code == 5 && refused.stderr.contains(words), "{refused:?}");
     }
 
+    let shown = cluster.json(&["status"])["paused"].clone();
+    assert_eq!(shown, json!([{ "deployment": "ring", "snapshot": "ring-000001", "for_user": false }]));
+    assert!(cluster.run(&["status"]).stdout.contains("ring in ring-000001; `unasnap resume ring`"));
+
     let resumed = cluster.json(&["resume", "ring"]);
     assert_eq!(resumed["restore"]["snapshot"], "ring-000001");
+    assert_eq!(cluster.json(&["status"])["paused"], json!([]));
     assert_eq!(states(&cluster), ["running", "running"]);
     assert_eq!(cluster.json(&["resume", "ring"])["runs"], "ring");
     assert_eq!(count(&hosts[0], "vm1", "Restore"), 1, "what runs is not restored");
@@ -136,4 +143,38 @@ fn a_pause_is_forgotten_when_all_of_it_runs() {
         assert_eq!(refused.code, 5, "{refused:?}");
     }
     assert_eq!(states(&cluster), ["stopped", "running"]);
+}
+
+/// Somebody sits down at a host, and goes; an operator's own pause is none of their business.
+#[test]
+fn a_deployment_gives_way_to_the_users_of_its_hosts() {
+    let mut cluster = Cluster::start();
+    let hosts = two_hosts(&cluster);
+    let words = cluster.run(&["pause", "ring", "--for-user"]);
+    assert!(words.code == 0 && words.stdout.contains("whenever somebody sits down"), "{words:?}");
+    assert_eq!(cluster.json(&["status"])["giving_way"], json!(["ring"]));
+    assert_eq!(states(&cluster), ["running", "running"]);
+
+    hosts[1].set_user_here(true);
+    wait_until("ring is paused", || states(&cluster) == ["stopped", "stopped"]);
+    let shown = || cluster.json(&["status"])["paused"].clone();
+    assert_eq!(shown(), json!([{ "deployment": "ring", "snapshot": "ring-000001", "for_user": true }]));
+    assert!(cluster.run(&["status"]).stdout.contains("ring in ring-000001; it goes on when nobody sits"));
+    // A coordinator that comes later knows why it was paused.
+    cluster.kill_daemon();
+    cluster.start_daemon();
+    cluster.wait_for_vms(2);
+    hosts[1].set_user_here(false);
+    wait_until("ring goes on", || states(&cluster) == ["running", "running"]);
+    assert_eq!(count(&hosts[1], "vm2", "Restore"), 1);
+
+    let off = cluster.json(&["pause", "ring", "--for-user", "off"]);
+    assert_eq!(off["for_user"], json!({ "deployment": "ring", "on": false }));
+    hosts[0].set_user_here(true);
+    assert_eq!(cluster.run(&["pause", "web", "--for-user"]).code, 4);
+    cluster.json(&["pause", "ring"]);
+    cluster.json(&["pause", "ring", "--for-user", "on"]);
+    hosts[0].set_user_here(false);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(states(&cluster), ["stopped", "stopped"], "what an operator has paused stays paused");
 }

@@ -71,7 +71,7 @@ fn a_host_cannot_answer_for_a_vm_of_another() {
     runtime.block_on(async {
         let name = |text| Name::new(text).unwrap();
         let mut connection = connect(&cluster.address(), &cluster.identity("host-h2")).await.unwrap();
-        let inventory = Inventory { vms: vec![], free_bytes: 0 };
+        let inventory = Inventory::default();
         let (protocol, agent_version) = ((1, 1), "1".to_owned());
         let hello = Hello { protocol, host: name("h2"), agent_version, inventory, undecided: vec![] };
         connection.send(&HostSession::Hello(hello).encode(&())).await.unwrap();

@@ -77,6 +77,19 @@ async fn what_was_registered_is_known_to_the_next_agent_and_its_digest_is_not_co
 }
 
 #[tokio::test]
+async fn a_file_that_is_a_base_stays_the_one_that_it_is() {
+    let (folder, mut bases) = folder();
+    let path = image(&folder, "images/a.img", &[7; 512]);
+    register(&mut bases, "other", &path).await.unwrap();
+    let at = path.to_str().unwrap();
+    let considered = async |name| bases.consider(at, name).await.map(|found| format!("{found:?}"));
+    assert_eq!(considered(None).await, Ok("Known(other)".to_owned()), "whatever its file is called");
+    assert_eq!(considered(Some(name("other"))).await, Ok("Known(other)".to_owned()));
+    let refused = considered(Some(name("a"))).await.unwrap_err();
+    assert!(refused.text.contains("is base other already"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_base_that_is_missing_or_changed_is_not_used() {
     let (folder, mut bases) = folder();
     let path = image(&folder, "images/a.img", &[7; 512]);

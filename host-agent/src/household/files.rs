@@ -10,7 +10,7 @@ use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 
 use super::Result;
 use crate::members::Members;
-use crate::registry::refused;
+use crate::registry::{no_vm, refused};
 use crate::store::manifest::{FileRole as Role, MANIFEST_FILE, Manifest};
 use crate::store::{Store, StoreError};
 use crate::works::chain;
@@ -18,7 +18,7 @@ use crate::works::chain;
 /// A VM as it is now.
 pub(super) fn present_files(members: &Members, vm: &Name) -> Result<Outcome> {
     let Some(member) = members.get(vm) else {
-        return Err(RequestError::new(RequestErrorKind::NotFound, format!("this host has no VM {vm}")));
+        return Err(no_vm(vm));
     };
     let works = member.works();
     if let Some(machine) = &works.definition().machine {
@@ -51,8 +51,8 @@ pub(super) fn saved_files(store: &Store, vm: &Name, snapshot: &Name) -> Result<O
     let folder = store.vm_folder(snapshot, vm);
     let mut list = List::new(vm, kind, &folder);
     list.add(&folder.join(MANIFEST_FILE), FileRole::Settings, None);
-    let bases: Vec<_> =
-        manifest.bases.iter().map(|base| list.add(&base.path, FileRole::BaseDisk, None)).collect();
+    let bases = store.base_paths(&manifest).map_err(|error| refused(chain(&error)))?;
+    let bases: Vec<_> = bases.iter().map(|path| list.add(path, FileRole::BaseDisk, None)).collect();
     for (file, parent) in manifest.files.iter().zip(parents(&manifest, &bases)) {
         list.add(&folder.join(&file.name), role(file.role), parent);
     }

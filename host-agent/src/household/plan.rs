@@ -6,13 +6,12 @@ use unasnap_protocol::control;
 use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::household::{NewVm, VmClone};
 use unasnap_protocol::name::Name;
-use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 
 use super::Result;
 use crate::bases::{Bases, Known};
 use crate::definition::{Colouring, Disk, Nic, VmDefinition};
 use crate::members::Members;
-use crate::registry::refused;
+use crate::registry::{no_vm, refused};
 use crate::store::manifest::BaseImage;
 
 /// A VM that is to be made.
@@ -44,6 +43,8 @@ pub(super) fn of_new(new: &NewVm, base: &Known, bases: &Bases, members: &Members
             Some(control::Colouring::Guest) => Colouring::Guest,
             Some(control::Colouring::None) => Colouring::None,
         },
+        // The host's administrator allows that, by hand.
+        guest_access: Vec::new(),
         disks: vec![Disk { image: base.image.path.clone(), format: base.format }],
         nics: Vec::new(),
     };
@@ -58,8 +59,7 @@ pub(super) fn of_new(new: &NewVm, base: &Known, bases: &Bases, members: &Members
 /// A VM with the disks of another one.
 pub(super) fn of_clone(clone: &VmClone, members: &Members) -> Result<Plan> {
     let Some(other) = members.get(&clone.of) else {
-        let text = format!("this host has no VM {}", clone.of);
-        return Err(RequestError::new(RequestErrorKind::NotFound, text));
+        return Err(no_vm(&clone.of));
     };
     let like = other.works().definition().clone();
     if like.machine.is_some() {

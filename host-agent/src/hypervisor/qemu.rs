@@ -301,6 +301,10 @@ impl Hypervisor for Qemu {
     fn disk_files(&self, vm: &VmDefinition) -> Result<Vec<Vec<PathBuf>>, HypervisorError> {
         self.layers_of(vm)
     }
+
+    fn console(&self, vm: &Name) -> Option<std::path::PathBuf> {
+        Some(self.folder(vm).console)
+    }
 }
 
 fn unsupported(what: String) -> HypervisorError {

@@ -12,7 +12,7 @@ pub const FORMAT: u32 = 2;
 /// Name of the manifest in a snapshot's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// Largest manifest that is read, bytes.
-pub(super) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
+pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 
 /// The manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use unasnap_protocol::name::Name;
 
@@ -24,17 +24,22 @@ pub(super) fn read_manifest(folder: &Path) -> Result<Manifest, StoreError> {
         other => other.map_err(StoreError::file("read", &path))?,
     };
     file.take(MAX_MANIFEST_BYTES).read_to_end(&mut text).map_err(StoreError::file("read", &path))?;
+    parse_manifest(&text, &path)
+}
+
+/// `path` is where it lies, for words.
+pub(super) fn parse_manifest(text: &[u8], path: &Path) -> Result<Manifest, StoreError> {
     let value: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|error| damaged(&path, format!("it is not JSON ({error})")))?;
+        serde_json::from_slice(text).map_err(|error| damaged(path, format!("it is not JSON ({error})")))?;
     if value["format"] != FORMAT {
         let what = format!("its format is {} and this version of unasnap reads {FORMAT}", value["format"]);
-        return Err(damaged(&path, what));
+        return Err(damaged(path, what));
     }
     let manifest: Manifest =
-        serde_json::from_value(value).map_err(|error| damaged(&path, error.to_string()))?;
+        serde_json::from_value(value).map_err(|error| damaged(path, error.to_string()))?;
     match manifest.files.iter().find(|file| !is_plain(&file.name)) {
         Some(file) => {
-            Err(damaged(&path, format!("it lists {:?}, which is not a file of the folder", file.name)))
+            Err(damaged(path, format!("it lists {:?}, which is not a file of the folder", file.name)))
         }
         None => Ok(manifest),
     }
@@ -83,19 +88,20 @@ pub(super) fn check_files(manifest: &Manifest, folder: &Path) -> Result<(), Stor
     Ok(())
 }
 
-pub(super) fn check_bases(manifest: &Manifest) -> Result<(), StoreError> {
-    for base in &manifest.bases {
-        let size = match fs::metadata(&base.path) {
+/// `paths` say where they lie on this host.
+pub(super) fn check_bases(manifest: &Manifest, paths: &[PathBuf]) -> Result<(), StoreError> {
+    for (base, path) in manifest.bases.iter().zip(paths) {
+        let size = match fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(damaged(&base.path, "it is missing"));
+                return Err(damaged(path, "it is missing"));
             }
-            other => other.map_err(StoreError::file("read", &base.path))?.len(),
+            other => other.map_err(StoreError::file("read", path))?.len(),
         };
         if size != base.size {
-            return Err(damaged(&base.path, format!("it has {size} bytes instead of {}", base.size)));
+            return Err(damaged(path, format!("it has {size} bytes instead of {}", base.size)));
         }
-        if files::digest(&base.path).map_err(StoreError::file("read", &base.path))? != base.blake3 {
-            return Err(damaged(&base.path, "its content has changed (the digest differs)"));
+        if files::digest(path).map_err(StoreError::file("read", path))? != base.blake3 {
+            return Err(damaged(path, "its content has changed (the digest differs)"));
         }
     }
     Ok(())

@@ -53,6 +53,11 @@ impl Works {
         self.definition.prefixes()
     }
 
+    /// What the hypervisor said last.
+    pub(super) fn last_state(&self) -> Option<control::VmState> {
+        self.last_report.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|seen| seen.state)
+    }
+
     /// The guest that boots now has not answered yet.
     pub(super) fn forget_report(&self) {
         *self.last_report.lock().unwrap_or_else(PoisonError::into_inner) = None;

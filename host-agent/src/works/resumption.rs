@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use unasnap_protocol::control::{Envelope, Failure, FailureKind, Phase};
 use unasnap_protocol::guest::Prefix;
+use unasnap_protocol::name::Name;
 
 use super::{Works, hypervisor_failure, store_failure};
 use crate::hypervisor::{HypervisorError, SavedVm};
@@ -51,6 +52,12 @@ impl Works {
         colours.begin(vm.as_mut(), false).await;
         *instance = Some(vm);
         Ok(())
+    }
+
+    /// The instance ends: the VM lives on another host, where it was restored. The registry does the rest.
+    pub(super) async fn leave(&self, to: &Name) -> Result<(), Failure> {
+        tracing::warn!(vm = %self.definition.name, "it is restored on host {to}: the instance here is ended");
+        self.end(true).await.map_err(|failure| Failure { phase: Phase::Evict, ..failure })
     }
 
     /// Resumes, then tells the guest what it cannot know. Hooks that fail are told to the operator.

@@ -39,9 +39,18 @@ pub fn with_bench<F>(ram_way: Option<RamWay>, test: F)
 where
     F: for<'a> FnOnce(&'a Bench) -> Pin<Box<dyn Future<Output = ()> + 'a>>,
 {
+    with_changed_bench(ram_way, |_| (), test);
+}
+
+/// As [`with_bench`], with another VM.
+pub fn with_changed_bench<F>(ram_way: Option<RamWay>, change: impl FnOnce(&mut Bench), test: F)
+where
+    F: for<'a> FnOnce(&'a Bench) -> Pin<Box<dyn Future<Output = ()> + 'a>>,
+{
     let _alone = alone();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let bench = runtime.block_on(Bench::new(ram_way));
+    let mut bench = runtime.block_on(Bench::new(ram_way));
+    change(&mut bench);
     let run = || runtime.block_on(test(&bench));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
     runtime.block_on(bench.driver.destroy(&bench.vm.name)).unwrap();
@@ -68,8 +77,7 @@ impl Bench {
         let folder = tempfile::Builder::new().prefix("unasnap-").tempdir().unwrap();
         let path = folder.path();
         let state_dir = path.join("state");
-        let initrd = [std::fs::read(from_environment("UNASNAP_TEST_INITRD")).unwrap(), workload()].concat();
-        std::fs::write(path.join("initrd"), initrd).unwrap();
+        write_initrd(&path.join("initrd"), include_bytes!("workload.sh"));
         let image = path.join("base.qcow2");
         run("qemu-img", &["create", "-q", "-f", "qcow2", &image.to_string_lossy(), "64M"]);
         let kernel = from_environment("UNASNAP_TEST_KERNEL");
@@ -188,8 +196,13 @@ impl Bench {
 
     /// A second host agent after the first one died: nothing but the state folder connects them.
     pub async fn second_driver(&self) -> Qemu {
+        self.driver_of("state").await
+    }
+
+    /// A driver with this state folder.
+    pub async fn driver_of(&self, state: &str) -> Qemu {
         let (accel, ram_way) = (ACCEL.get().copied(), Some(self.driver.about().ram_way));
-        Qemu::open(QemuConfig { state_dir: self.path().join("state"), accel, ram_way }).await.unwrap()
+        Qemu::open(QemuConfig { state_dir: self.path().join(state), accel, ram_way }).await.unwrap()
     }
 }
 
@@ -210,12 +223,16 @@ pub fn from_environment(variable: &str) -> PathBuf {
     value.unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`")).into()
 }
 
-/// An initramfs that is unpacked over the project's: one file, `/workload`.
-pub fn workload() -> Vec<u8> {
+/// Writes the project's initramfs, with this script as `/workload`.
+pub fn write_initrd(to: &Path, script: &[u8]) {
+    let project = std::fs::read(from_environment("UNASNAP_TEST_INITRD")).unwrap();
+    std::fs::write(to, [project, archive(script)].concat()).unwrap();
+}
+
+/// An initramfs that is unpacked over another: one file, `/workload`.
+fn archive(script: &[u8]) -> Vec<u8> {
     let mut archive = Vec::new();
-    for (name, mode, content) in
-        [("workload", 0o100_755, &include_bytes!("workload.sh")[..]), ("TRAILER!!!", 0, &[])]
-    {
+    for (name, mode, content) in [("workload", 0o100_755, script), ("TRAILER!!!", 0, &[])] {
         let fields = [1, mode, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
         let header: String = fields.iter().map(|field| format!("{field:08x}")).collect();
         for part in [format!("070701{header}{name}\0").as_bytes(), content] {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::bench::{alone, from_environment, run, workload};
+use crate::bench::{alone, from_environment, run, write_initrd};
 
 const ADDRESS: &str = "127.0.0.1:7420";
 /// Who runs the coordinator: nobody in particular.
@@ -31,7 +31,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts the coordinator as nobody, and the host agent as root with these options of setpriv(1). It has one VM
-    /// for each way of colouring.
+    /// for each way of colouring, behind whose name may stand what operators may do in it.
     pub fn start(agent: &[String], colourings: &[&str]) -> Self {
         let alone = alone();
         run("ip", &["link", "set", "lo", "up"]);
@@ -116,14 +116,19 @@ impl Cluster {
         for its_own in ["pki", "pki/coordinator.key", "state"] {
             chown(self.path(its_own), Some(NOBODY), Some(NOBODY)).unwrap();
         }
-        let initrd = [fs::read(from_environment("UNASNAP_TEST_INITRD")).unwrap(), workload()].concat();
-        fs::write(self.path("initrd"), initrd).unwrap();
+        write_initrd(&self.path("initrd"), include_bytes!("workload.sh"));
         run("qemu-img", &["create", "-q", "-f", "qcow2", &self.path("base.qcow2").to_string_lossy(), "64M"]);
         for (number, colouring) in (1..).zip(colourings) {
             let kernel = from_environment("UNASNAP_TEST_KERNEL");
+            // Behind the way of colouring may stand what is allowed: to the agent in the guest, and by the definition.
+            let mut words = colouring.split(' ');
+            let (colouring, allowed) = (words.next().unwrap(), words.collect::<Vec<_>>());
+            let allow = if allowed.contains(&"allow") { " allow" } else { "" };
+            let access =
+                if allowed.contains(&"guest_access") { "guest_access = ['exec', 'files']\n" } else { "" };
             let text = format!(
                 "name = 'vm{number}'\ndeployment = 'test'\nmemory_mb = 128\ncolouring = '{colouring}'\nkernel = '{}'\n\
-                 initrd = '../initrd'\nappend = 'console=ttyS0 rdinit=/workload quiet no_timer_check agent'\n\
+                 initrd = '../initrd'\nappend = 'console=ttyS0 rdinit=/workload quiet no_timer_check agent{allow}'\n{access}\
                  [[disk]]\nimage = '../base.qcow2'\n\
                  [[nic]]\nbridge = 'br0'\nmac = '52:54:00:00:00:0{number}'\naddresses = ['10.0.0.{number}']\n",
                 kernel.display()
@@ -181,6 +186,13 @@ impl Cluster {
         (status.code().unwrap(), String::from_utf8(out).unwrap())
     }
 
+    /// Begins a command of the operator, whose output nobody reads but its errors.
+    pub fn begin(&self, arguments: &[&str]) -> Child {
+        let mut command = Command::new(self.path("unasnap"));
+        let errors = File::options().create(true).append(true).open(self.path("begun.log")).unwrap();
+        self.surround(command.args(arguments)).stdout(Stdio::null()).stderr(errors).spawn().unwrap()
+    }
+
     /// What a command of the operator prints with `--json`; it must go well.
     pub fn json(&self, arguments: &[&str]) -> Value {
         let (code, out) = self.attempt(&[arguments, &["--json"]].concat());
@@ -199,7 +211,7 @@ impl Cluster {
     /// All that the programs have said so far.
     pub fn words(&self) -> String {
         let mut bytes = self.said.borrow().clone();
-        for log in ["coordinator.log", "host.log"] {
+        for log in ["coordinator.log", "host.log", "begun.log"] {
             bytes.extend(fs::read(self.path(log)).unwrap_or_default());
         }
         String::from_utf8_lossy(&bytes).into_owned()

@@ -243,3 +243,55 @@ fn what_is_no_base_is_refused_with_the_reason() {
     refused(&cluster, &node.iter().map(String::as_str).collect::<Vec<_>>(), "base base cannot be used");
     assert_eq!(files(&cluster, "vms"), [] as [&str; 0]);
 }
+
+#[test]
+fn a_deployment_comes_from_a_file_and_ends_with_it() {
+    let cluster = Cluster::start(&[], &[]);
+    let (kernel, initrd, base) =
+        (from_environment("UNASNAP_TEST_KERNEL"), text(&cluster, "initrd"), text(&cluster, "base.qcow2"));
+    let file = format!(
+        r#"
+        deployment = "test"
+        [[vms]]
+        name = "node"
+        count = 2
+        base = "base"
+        cores = 1
+        memory_mb = 128
+        disk_mb = 16
+        kernel = "{}"
+        initrd = "{initrd}"
+        append = "console=ttyS0 rdinit=/workload quiet no_timer_check agent"
+        [[vms.nic]]
+        bridge = "br0"
+        addresses = ["10.0.0.1"]
+        [[bases]]
+        name = "base"
+        path = "{base}"
+        "#,
+        kernel.display()
+    );
+    let path = text(&cluster, "test.toml");
+    fs::write(&path, file).unwrap();
+    let states = |report: &Value| -> Vec<(String, String)> {
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        report["vms"].as_array().unwrap().iter().map(|vm| (word(&vm["vm"]), word(&vm["state"]))).collect()
+    };
+    let all = |state: &str| ["node-1", "node-2"].map(|vm| (vm.to_owned(), state.to_owned()));
+
+    let deployed = cluster.json(&["deploy", &path]);
+    assert_eq!(states(&deployed), all("deployed"), "{deployed}");
+    wait_count(&cluster, "node-1", 5);
+    wait_count(&cluster, "node-2", 5);
+    cluster.json(&["snapshot", "take"]);
+    let counted = count(&cluster, "node-2");
+    let again = cluster.json(&["deploy", &path]);
+    assert_eq!(states(&again), all("deployed"), "{again}");
+    wait_count(&cluster, "node-2", counted + 5);
+
+    refused(&cluster, &["deploy", &path, "--finish"], "snapshots hold node-1");
+    cluster.json(&["snapshot", "delete", "test-000001"]);
+    let finished = cluster.json(&["deploy", &path, "--finish"]);
+    assert_eq!(states(&finished), all("finished"), "{finished}");
+    assert_eq!(cluster.json(&["vm", "list"])["vms"], serde_json::json!([]));
+}

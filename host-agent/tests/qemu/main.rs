@@ -1,6 +1,8 @@
 //! The QEMU driver with real guests. Run by `cargo xtask test`, which provides kernel and initramfs; wants root.
 
 #[cfg(test)]
+mod access;
+#[cfg(test)]
 mod adoption;
 #[cfg(test)]
 mod bench;

@@ -13,9 +13,10 @@ use crate::bench::{Bench, name, with_bench};
 /// An emulated guest takes some seconds to boot and to load the programs.
 const AGENT_PATIENCE: Duration = Duration::from_secs(60);
 
-async fn channel(vm: &dyn Vm) -> GuestChannel {
+/// A channel to a guest whose agent finds all in order, within this time.
+pub async fn channel(vm: &dyn Vm, patience: Duration) -> GuestChannel {
     let mut channel = GuestChannel::new(vm.guest_channel_path().to_owned(), vm.incarnation());
-    let deadline = Instant::now() + AGENT_PATIENCE;
+    let deadline = Instant::now() + patience;
     while let Err(error) = channel.self_check().await {
         assert!(Instant::now() < deadline, "{error}");
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -23,13 +24,13 @@ async fn channel(vm: &dyn Vm) -> GuestChannel {
     channel
 }
 
-fn armed(epoch: Epoch) -> WordState {
+pub fn armed(epoch: Epoch) -> WordState {
     WordState { strict: true, ..WordState::colouring(epoch) }
 }
 
 /// Arms the member, cuts with the flip in the pause, and asks the guest what its word is.
-async fn cut_and_flip(bench: &Bench, vm: &mut dyn Vm, snapshot: &str, epoch: Epoch) {
-    let mut channel = channel(vm).await;
+pub async fn cut_and_flip(bench: &Bench, vm: &mut dyn Vm, snapshot: &str, epoch: Epoch) {
+    let mut channel = channel(vm, AGENT_PATIENCE).await;
     let located = channel.locate_word().await.unwrap();
     let word = MemoryWord::find(vm.ram().unwrap(), located).unwrap();
     channel.set_word(WordState::colouring(epoch)).await.unwrap();
@@ -63,7 +64,7 @@ fn a_word_that_is_written_in_the_pause_is_the_guests_and_not_the_snapshots() {
                 bench.driver.destroy(&bench.vm.name).await.unwrap();
                 vm = bench.restore(snapshot).await;
                 vm.resume().await.unwrap();
-                let found = channel(&*vm).await.identify().await.unwrap().word;
+                let found = channel(&*vm, AGENT_PATIENCE).await.identify().await.unwrap().word;
                 assert_eq!(found, armed(epoch), "the snapshot has the word from before the flip");
                 cut_and_flip(bench, &mut *vm, next, 7).await;
                 bench.assert_counting().await;

@@ -1,9 +1,11 @@
 //! Cut, save, destroy, restore: the guest goes on counting from the cut, on disk and in RAM alike.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use unasnap_host::hypervisor::{Hypervisor, InPause, VmState};
+use unasnap_host::hypervisor::{Hypervisor, InPause, SavedVm, VmState};
 use unasnap_host::store::manifest::RamWay;
+use unasnap_host::transfer::images::placed;
 
 use crate::bench::{Bench, name, with_bench};
 
@@ -65,6 +67,63 @@ fn the_saved_ram_is_the_ram_of_the_instant() {
             }
         })
     });
+}
+
+/// On a host that has nothing where the images lay when the snapshot was taken, as after a transfer. What the headers of the
+/// layers name is not there.
+#[test]
+fn a_snapshot_is_restored_above_images_that_lie_elsewhere() {
+    with_bench(Some(RamWay::Live), |bench| {
+        Box::pin(async {
+            let mut vm = bench.start().await;
+            for snapshot in ["before", "moved"] {
+                bench.snapshot(&mut *vm, snapshot).await;
+            }
+            bench.driver.destroy(&bench.vm.name).await.unwrap();
+            let last = *bench.ticks(0).last().unwrap();
+            let other = bench.path().join("other");
+            std::fs::create_dir(&other).unwrap();
+            std::fs::copy(bench.vm.kernel.as_ref().unwrap(), other.join("kernel")).unwrap();
+            for image in ["base.qcow2", "initrd"] {
+                std::fs::rename(bench.path().join(image), other.join(image)).unwrap();
+            }
+            let places = ["base.qcow2", "kernel", "initrd"].map(|image| other.join(image));
+            let definition = placed(&bench.vm, &places);
+
+            let driver = bench.driver_of("other").await;
+            let manifest = bench.store.verify(&name("moved"), &bench.vm.name).unwrap();
+            let folder = bench.store.vm_folder(&name("moved"), &bench.vm.name);
+            let saved = SavedVm { folder: &folder, manifest: &manifest };
+            let mut vm = driver.restore(&definition, saved, 2).await.unwrap();
+            vm.resume().await.unwrap();
+            let counted = wait_counted(&other.join("vms/counter/console.log")).await;
+            assert!(counted.len() >= 10 && counted[0] <= last + 1, "{last}, then {counted:?}");
+            // And so is what is taken there.
+            bench.snapshot(&mut *vm, "there").await;
+            driver.destroy(&bench.vm.name).await.unwrap();
+            let manifest = bench.store.verify(&name("there"), &bench.vm.name).unwrap();
+            assert_eq!(manifest.bases[0].path, places[0]);
+            let folder = bench.store.vm_folder(&name("there"), &bench.vm.name);
+            let saved = SavedVm { folder: &folder, manifest: &manifest };
+            driver.restore(&definition, saved, 3).await.unwrap();
+            driver.destroy(&bench.vm.name).await.unwrap();
+        })
+    });
+}
+
+/// Ten ticks, or those that came in a minute.
+async fn wait_counted(console: &Path) -> Vec<u64> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let text = std::fs::read_to_string(console).unwrap_or_default();
+        assert!(!text.contains("torn"), "RAM and disk are of different instants:\n{text}");
+        let counted = text.lines().filter_map(|line| line.trim().strip_prefix("tick ")?.parse().ok());
+        let counted: Vec<u64> = counted.collect();
+        if counted.len() >= 10 || Instant::now() > deadline {
+            return counted;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[test]

@@ -151,6 +151,20 @@ async fn a_vm_that_is_removed_is_gone_and_that_is_said() {
 }
 
 #[tokio::test]
+async fn a_vm_that_lives_on_elsewhere_is_not_called_gone() {
+    let house = House::new();
+    let mut agent = house.agent().await;
+    agent.make(house.definition("vm1")).await.unwrap();
+    house.asked();
+    for _ in 0..2 {
+        agent.registry.see_off(&name("vm1"), true).await.unwrap();
+    }
+    assert_eq!(house.asked(), ["destroy", "forget"]);
+    assert_eq!((agent.vms(), house.files()), (Vec::new(), Vec::new()));
+    assert!(agent.words.try_recv().is_err(), "the coordinator would forget it");
+}
+
+#[tokio::test]
 async fn a_vm_that_runs_is_removed_by_force_only() {
     let house = House::new();
     fs::write(house.path("vms/by-hand.toml"), house.definition("vm1").to_toml().unwrap()).unwrap();

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod access;
 mod atomic;
 mod fakes;
 mod fencing;
@@ -14,13 +15,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fakes::{FakeHypervisor, FakeTaps, FakeVm, Guest, Log, Machine, Ram, TapState, facts, serve_guest};
+use fakes::{FakeHypervisor, FakeTaps, FakeVm, Guest, Log, Machine, Ram, TapState, Told, facts, serve_guest};
 use unasnap_channel::steady_ns;
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::store::Store;
 use unasnap_host::store::space::Limits;
 use unasnap_host::switches::Switches;
 use unasnap_host::works::{Origin, Works};
+use unasnap_protocol::access::Right;
 use unasnap_protocol::control::{Envelope, Failure, FailureKind, Phase};
 use unasnap_protocol::fault::Fault;
 use unasnap_protocol::name::Name;
@@ -43,6 +45,10 @@ struct Parts {
     taps: TapState,
     space_needed: u64,
     fault: Fault,
+    /// What the definition allows operators in the guest.
+    rights: &'static [Right],
+    /// What the guest says to operators, in this order.
+    says: &'static [Told],
 }
 
 const GUEST: Parts = Parts {
@@ -52,6 +58,8 @@ const GUEST: Parts = Parts {
     taps: TapState::Healthy,
     space_needed: 0,
     fault: Fault::None,
+    rights: &[],
+    says: &[],
 };
 
 fn envelope() -> Envelope {
@@ -83,13 +91,14 @@ async fn bench(guest: Guest, machine: Machine, space_needed: u64) -> Bench {
 async fn made_of(parts: Parts) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let (log, socket) = (Log::default(), folder.path().join("guest.sock"));
-    serve_guest(&socket, parts.guest, log.clone());
+    serve_guest(&socket, parts.guest, parts.says, log.clone());
     let store = Store::open(folder.path(), Limits::default()).unwrap();
     let vm = FakeVm::new(parts.machine, log.clone(), socket.clone(), parts.space_needed);
     let ram = vm.ram.clone();
     let hypervisor = FakeHypervisor { facts: facts(), log: log.clone(), socket };
     let taps = FakeTaps(parts.taps, log.clone());
-    let definition = definition(folder.path(), parts.colouring);
+    let guest_access = parts.rights.to_vec();
+    let definition = VmDefinition { guest_access, ..definition(folder.path(), parts.colouring) };
     let shut_down_limit = Some(Duration::from_millis(300));
     let switches = Switches { fault: parts.fault, shut_down_limit, ..Switches::default() };
     let works = Works::new(definition, Arc::new(hypervisor), store.clone(), Arc::new(taps), switches);

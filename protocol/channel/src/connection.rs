@@ -1,5 +1,7 @@
 //! Frames in both directions over one authenticated connection.
 
+use std::net::SocketAddr;
+
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
@@ -18,6 +20,7 @@ const READ_BYTES: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct Connection {
     certificate: PeerCertificate,
+    address: Option<SocketAddr>,
     reader: Reader,
     writer: Writer,
 }
@@ -26,15 +29,22 @@ impl Connection {
     pub(crate) fn new(stream: TlsStream<TcpStream>) -> Result<Self, ChannelError> {
         let chain = stream.get_ref().1.peer_certificates();
         let certificate = chain.and_then(PeerCertificate::new).ok_or(ChannelError::NoRole)?;
+        let address = stream.get_ref().0.peer_addr().ok();
         let (read, write) = tokio::io::split(stream);
         let reader = Reader { half: read, decoder: Decoder::strict(MAX_CONTROL_PAYLOAD), begun: None };
-        Ok(Self { certificate, reader, writer: Writer { half: write } })
+        Ok(Self { certificate, address, reader, writer: Writer { half: write } })
     }
 
     /// Who the other end is.
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.certificate.peer
+    }
+
+    /// Where the other end is; `None` if it went away at once.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
     }
 
     /// What the other end showed.

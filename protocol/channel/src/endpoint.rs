@@ -38,7 +38,7 @@ pub async fn connect(address: &str, identity: &Identity) -> Result<Connection, C
     Connection::new(TlsStream::Client(stream))
 }
 
-async fn dial(address: &str) -> io::Result<TcpStream> {
+pub(crate) async fn dial(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for candidate in lookup_host(address).await? {
         match socket(candidate)?.connect(candidate).await {
@@ -56,7 +56,7 @@ fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Where the coordinator listens.
+/// Where the coordinator listens for hosts and operators, or a host for other hosts.
 pub struct Listener {
     socket: TcpListener,
     trust: Trust,

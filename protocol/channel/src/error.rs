@@ -20,6 +20,28 @@ pub enum ChannelError {
         /// What the network says.
         source: io::Error,
     },
+    /// No host agent answers at the address.
+    #[error(
+        "cannot reach host {host} at {address}: {source}; check that its agent runs, that its host.toml has `[transfer] listen`, and that this host may connect there"
+    )]
+    HostUnreachable {
+        /// Who should be there.
+        host: String,
+        /// Where.
+        address: String,
+        /// What the network says.
+        source: io::Error,
+    },
+    /// Another peer answers than was asked for.
+    #[error(
+        "the peer is {found}, not host {wanted}; check the address in its host.toml (`[transfer] listen`)"
+    )]
+    OtherHost {
+        /// Who should be there.
+        wanted: String,
+        /// Who is.
+        found: String,
+    },
     /// The peer did not finish the handshake.
     #[error("the peer did not finish the TLS handshake in {} s; check that the address is the coordinator's", HANDSHAKE_LIMIT.as_secs())]
     HandshakeTimedOut,
@@ -51,6 +73,9 @@ pub enum ChannelError {
         "the peer's certificate is not the coordinator's; check the address, and give coordinator.pem only to the coordinator"
     )]
     NotCoordinator,
+    /// The peer is none of the hosts.
+    #[error("the peer's certificate is not a host's; hosts give files of snapshots to hosts only")]
+    NotHost,
     /// The peer showed no certificate.
     #[error("the peer shows no certificate; its configuration needs `ca`, `cert` and `key` of the cluster")]
     NoCertificate,
@@ -89,6 +114,8 @@ impl ChannelError {
                 | Self::Expired
                 | Self::Revoked
                 | Self::NotCoordinator
+                | Self::OtherHost { .. }
+                | Self::NotHost
                 | Self::NoCertificate
                 | Self::NoRole
                 | Self::NotTrusted(_)
@@ -128,8 +155,8 @@ fn from_tls(error: &rustls::Error) -> Option<ChannelError> {
 
 fn from_certificate(error: &CertificateError) -> Option<ChannelError> {
     use CertificateError::{
-        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,
-        NotValidYetContext, Revoked, UnknownIssuer,
+        ApplicationVerificationFailure, BadSignature, Expired, ExpiredContext, NotValidForName,
+        NotValidForNameContext, NotValidYet, NotValidYetContext, Revoked, UnknownIssuer,
     };
     Some(match error {
         // All CAs of `unasnap pki init` are called alike: a foreign one shows by its signature.
@@ -137,6 +164,7 @@ fn from_certificate(error: &CertificateError) -> Option<ChannelError> {
         Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. } => ChannelError::Expired,
         Revoked => ChannelError::Revoked,
         NotValidForName | NotValidForNameContext { .. } => ChannelError::NotCoordinator,
+        ApplicationVerificationFailure => ChannelError::NotHost,
         _ => return None,
     })
 }

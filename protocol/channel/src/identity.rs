@@ -17,6 +17,7 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyD
 use serde::Deserialize;
 use webpki::EndEntityCert;
 
+use crate::between_hosts::HostVerifier;
 use crate::error::ChannelError;
 use crate::peer::{COORDINATOR_NAME, Peer, PeerCertificate};
 
@@ -58,6 +59,7 @@ pub struct Identity {
     peer: Peer,
     pub(crate) client: Arc<ClientConfig>,
     pub(crate) server: Arc<ServerConfig>,
+    pub(crate) between_hosts: Arc<ClientConfig>,
     verifiers: Verifiers,
 }
 
@@ -152,8 +154,9 @@ impl Identity {
             let own = PeerCertificate { peer: peer.clone(), chain: chain.clone() };
             check_revocation(&verifiers, &own, files, path)?;
         }
-        let (client, server) = configs(&verifiers, chain, secret).map_err(mismatch)?;
-        Ok(Self { peer, client: Arc::new(client), server: Arc::new(server), verifiers })
+        let Configs { client, server, between_hosts } =
+            configs(&verifiers, chain, secret).map_err(mismatch)?;
+        Ok(Self { peer, client, server, between_hosts, verifiers })
     }
 
     /// Would a handshake with this peer succeed now?
@@ -297,23 +300,37 @@ pub(crate) fn coordinator_name() -> ServerName<'static> {
     ServerName::try_from(COORDINATOR_NAME).expect("a constant that is a valid DNS name")
 }
 
+/// What each kind of connection is made with.
+struct Configs {
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+    between_hosts: Arc<ClientConfig>,
+}
+
 /// Sessions are never resumed: a resumed one does not show its certificate again, so it would outlive that.
 fn configs(
     verifiers: &Verifiers,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-) -> Result<(ClientConfig, ServerConfig), rustls::Error> {
+) -> Result<Configs, rustls::Error> {
     let provider = Arc::new(ring::default_provider());
     let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_webpki_verifier(Arc::clone(&verifiers.of_coordinator))
         .with_client_auth_cert(chain.clone(), key.clone_key())?;
     client.resumption = Resumption::disabled();
+    let mut between_hosts = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(HostVerifier(Arc::clone(&verifiers.of_clients))))
+        .with_client_auth_cert(chain.clone(), key.clone_key())?;
+    between_hosts.resumption = Resumption::disabled();
     let mut server = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::clone(&verifiers.of_clients))
         .with_single_cert(chain, key)?;
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
-    Ok((client, server))
+    let (client, server, between_hosts) = (Arc::new(client), Arc::new(server), Arc::new(between_hosts));
+    Ok(Configs { client, server, between_hosts })
 }

@@ -12,9 +12,11 @@
 //! | [`connection`] | frames in both directions |
 //! | [`trust`] | an identity that follows its files, and ends connections of peers that lose it |
 //! | [`endpoint`] | how connections come to be |
+//! | [`between_hosts`] | how one host connects to another |
 //! | [`mod@clock`] | the clock that both ends report by |
 //! | [`error`] | why there is no connection any more, and what to do |
 
+pub mod between_hosts;
 pub mod clock;
 pub mod connection;
 pub mod endpoint;
@@ -23,6 +25,7 @@ pub mod identity;
 pub mod peer;
 pub mod trust;
 
+pub use between_hosts::connect_to_host;
 pub use clock::steady_ns;
 pub use connection::{Connection, Reader, Writer};
 pub use endpoint::{Arrival, Listener, connect};

@@ -1,7 +1,9 @@
 //! The table of all fault points.
 
+use unasnap_protocol::access::{AccessAnswer, AccessOrder};
 use unasnap_protocol::control::{Answer, CoordinatorSession, HostSession, Order};
 use unasnap_protocol::guest::GuestRequest;
+use unasnap_protocol::transfer::{Ask, Give};
 
 /// Who reaches a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +48,9 @@ pub const GROUPS: &[Group] = &[
             "deleting",
             "removed",
             "paused",
+            "copies",
+            "home",
+            "images",
         ],
     },
     Group {
@@ -61,6 +66,12 @@ pub const GROUPS: &[Group] = &[
         steps: CoordinatorSession::NAMES,
     },
     Group {
+        name: "relay",
+        program: Program::Coordinator,
+        what: "what an operator wants of a guest, handed to its host's connection",
+        steps: AccessOrder::NAMES,
+    },
+    Group {
         name: "tell",
         program: Program::Host,
         what: "a message about the session to the coordinator",
@@ -71,6 +82,24 @@ pub const GROUPS: &[Group] = &[
         program: Program::Host,
         what: "a member's answer to the coordinator",
         steps: Answer::NAMES,
+    },
+    Group {
+        name: "reply",
+        program: Program::Host,
+        what: "what an operator hears of a guest",
+        steps: AccessAnswer::NAMES,
+    },
+    Group {
+        name: "seek",
+        program: Program::Host,
+        what: "a question to the host whose files are fetched",
+        steps: Ask::NAMES,
+    },
+    Group {
+        name: "give",
+        program: Program::Host,
+        what: "a message to the host that fetches files",
+        steps: Give::NAMES,
     },
     Group {
         name: "ask",
@@ -122,7 +151,7 @@ pub const GROUPS: &[Group] = &[
         name: "store",
         program: Program::Host,
         what: "a step of the store of local snapshots",
-        steps: &["begin", "name", "mark", "unmark", "delete", "abandon", "collect"],
+        steps: &["begin", "name", "mark", "unmark", "delete", "abandon", "collect", "receive", "accept"],
     },
     Group {
         name: "file",

@@ -1,20 +1,24 @@
 //! One restore, as the coordinator sees it (protocol.md section 5).
 //!
 //! ```text
-//!          all Ready          all Loaded        all Started
-//!  Polling ---------> Loading ----------> Starting ---------> done
-//!     | NotReady: asked again      |               |
-//!     +---- time-out --------------+---- refusal, lost host or time-out ----> failed (run it again)
+//!           all Fetched         all Ready           all Evicted          all Loaded           all Started
+//!  Fetching -----------> Polling ---------> Evicting -----------> Loading -----------> Starting -----------> done
+//!     |                     | NotReady: asked again    |                    |                |
+//!     +---- time-out -------+-------- time-out --------+---- refusal, lost host or time-out -+---> failed (run it again)
 //! ```
 //!
-//! Nothing runs before everything is loaded and every old instance is known dead: START leaves only
-//! when the last LOADED has come. A restore that fails leaves the snapshot as it was.
+//! `Fetching` concerns the members whose files lie on another host than the one where they are to run, `Evicting` those
+//! that leave a host; without any, the step is left out. While files come, time is counted from the last byte that
+//! anybody got.
+//!
+//! Nothing runs before everything is loaded and every old instance is known dead: RESTORE leaves only when the last
+//! EVICTED has come, START only when the last LOADED has. A restore that fails leaves the snapshot as it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Command, Event};
-use crate::control::{Answer, Failure, FailureKind, Order, Phase};
+use crate::control::{Answer, Failure, FailureKind, Order, Phase, Source};
 use crate::guest::{Epoch, Prefix};
 use crate::name::Name;
 
@@ -43,8 +47,12 @@ pub fn epoch_for(snapshot: Epoch, last_used: Epoch) -> Epoch {
 /// How long each phase may last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limits {
+    /// Without a byte at any host that fetches files.
+    pub fetch: Duration,
     /// Until every host has everything; NOT_READY is asked again within it.
     pub poll: Duration,
+    /// Ending the instances on the hosts that members leave.
+    pub evict: Duration,
     /// Loading RAM.
     pub load: Duration,
     /// Resume and guest hooks.
@@ -53,16 +61,34 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { poll: Duration::from_secs(30), load: Duration::from_secs(300), start: Duration::from_secs(30) }
+        let seconds = Duration::from_secs;
+        Self {
+            fetch: seconds(120),
+            poll: seconds(30),
+            evict: seconds(60),
+            load: seconds(300),
+            start: seconds(30),
+        }
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
+    Fetching,
     Polling,
+    Evicting,
     Loading,
     Starting,
     Done,
+}
+
+/// Who is restored elsewhere than its files lie, or than it lived.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Moves {
+    /// Members whose files are fetched first, and whence.
+    pub fetch: BTreeMap<Name, Source>,
+    /// Members whose old instance, on the host that they leave, is ended, and where they will live.
+    pub evict: BTreeMap<Name, Name>,
 }
 
 /// One attempt at a restore.
@@ -72,7 +98,10 @@ pub struct Restore {
     limits: Limits,
     members: BTreeSet<Name>,
     addresses: Vec<Prefix>,
+    moves: Moves,
     awaited: BTreeSet<Name>,
+    /// How many bytes each had fetched when it last said so.
+    sent: BTreeMap<Name, u64>,
     /// Why members are not ready, as each last said, for the report.
     not_ready: BTreeMap<Name, Failure>,
     warnings: Vec<String>,
@@ -85,19 +114,22 @@ impl Restore {
     pub fn begin(
         members: &BTreeSet<Name>,
         addresses: &[Prefix],
+        moves: Moves,
         limits: Limits,
     ) -> (Self, Vec<Command<Decision>>) {
         let mut restore = Self {
-            state: State::Polling,
+            state: State::Fetching,
             limits,
             members: members.clone(),
             addresses: addresses.to_vec(),
+            moves,
             awaited: BTreeSet::new(),
+            sent: BTreeMap::new(),
             not_ready: BTreeMap::new(),
             warnings: Vec::new(),
             commands: Vec::new(),
         };
-        restore.enter(State::Polling, &Order::Poll(()), limits.poll);
+        restore.enter(State::Fetching);
         let commands = std::mem::take(&mut restore.commands);
         (restore, commands)
     }
@@ -106,7 +138,9 @@ impl Restore {
     #[must_use]
     pub fn phase(&self) -> Phase {
         match self.state {
+            State::Fetching => Phase::Fetch,
             State::Polling => Phase::Poll,
+            State::Evicting => Phase::Evict,
             State::Loading => Phase::Restore,
             State::Starting | State::Done => Phase::Start,
         }
@@ -138,37 +172,72 @@ impl Restore {
     /// The order of the present phase, for a member that is to be asked again (after NOT_READY, or
     /// when its host is connected again). All orders may be repeated.
     #[must_use]
-    pub fn order_again(&self) -> Option<Order> {
+    pub fn order_again(&self, vm: &Name) -> Option<Order> {
         match self.state {
+            State::Fetching => self.moves.fetch.get(vm).cloned().map(Order::Fetch),
             State::Polling => Some(Order::Poll(())),
+            State::Evicting => self.moves.evict.get(vm).cloned().map(Order::Evict),
             State::Loading => Some(Order::Restore(())),
             State::Starting => Some(Order::Start(self.addresses.clone())),
             State::Done => None,
         }
     }
 
-    /// While hosts are polled, one may go and come back: it is asked again then.
+    /// May a member be asked again in this phase? Nothing has been done to any old instance yet.
+    #[must_use]
+    pub fn asks_again(&self) -> bool {
+        matches!(self.state, State::Fetching | State::Polling)
+    }
+
+    /// From now on the files of `vm` come from this host, which has them, too.
+    pub fn fetch_from(&mut self, vm: &Name, source: Source) {
+        if let Some(known) = self.moves.fetch.get_mut(vm) {
+            *known = source;
+        }
+    }
+
+    /// A host that `vm` leaves for `to` is there again: its instance has to be ended, too. Does nothing once that is over.
+    pub fn evict_too(&mut self, vm: &Name, to: &Name) {
+        if self.asks_again() && self.members.contains(vm) {
+            self.moves.evict.insert(vm.clone(), to.clone());
+        }
+    }
+
+    /// While hosts fetch or are polled, one may go and come back: it is asked again then.
     fn on_host_lost(&mut self, vm: Name) {
         let text = "the connection to its host broke; look at the host agent's log there";
         let failure = Failure::new(FailureKind::HostLost, self.phase(), text);
         match self.state {
-            State::Polling => {
+            State::Fetching if !self.moves.fetch.contains_key(&vm) => {}
+            State::Fetching | State::Polling => {
                 self.awaited.insert(vm.clone());
                 self.not_ready.insert(vm, failure);
             }
-            State::Loading | State::Starting => self.fail(Some(&vm), failure),
+            // The host where it is to run is needed next, and the one that it leaves now: which of them is lost, the order
+            // that comes next tells.
+            State::Evicting if !self.moves.evict.contains_key(&vm) => {}
+            State::Evicting | State::Loading | State::Starting => self.fail(Some(&vm), failure),
             State::Done => {}
         }
     }
 
     fn on_answer(&mut self, vm: &Name, answer: Answer) {
         match (self.state, answer) {
-            (State::Polling, Answer::Refused(failure)) => {
+            (State::Fetching, Answer::Refused(failure)) if !is_passing(&failure) => {
+                self.fail(Some(vm), failure);
+            }
+            (State::Fetching | State::Polling, Answer::Refused(failure)) => {
                 self.awaited.insert(vm.clone());
                 self.not_ready.insert(vm.clone(), failure);
             }
-            (State::Loading | State::Starting, Answer::Refused(failure)) => self.fail(Some(vm), failure),
-            (State::Polling, Answer::Ready(())) | (State::Loading, Answer::Loaded(())) => self.arrived(vm),
+            (State::Evicting | State::Loading | State::Starting, Answer::Refused(failure)) => {
+                self.fail(Some(vm), failure);
+            }
+            (State::Fetching, Answer::Fetching(moved)) => self.on_progress(vm, moved.sent),
+            (State::Fetching, Answer::Fetched(_))
+            | (State::Polling, Answer::Ready(()))
+            | (State::Evicting, Answer::Evicted(()))
+            | (State::Loading, Answer::Loaded(())) => self.arrived(vm),
             (State::Starting, Answer::Started(problems)) => {
                 self.warnings.extend(problems.into_iter().map(|problem| format!("{vm}: {problem}")));
                 self.arrived(vm);
@@ -177,9 +246,19 @@ impl Restore {
         }
     }
 
+    /// Only bytes count: an attempt that fails again and again is given up.
+    fn on_progress(&mut self, vm: &Name, sent: u64) {
+        if sent > 0 && self.awaited.contains(vm) && self.sent.insert(vm.clone(), sent) != Some(sent) {
+            self.not_ready.remove(vm);
+            self.commands.push(Command::WakeAfter(self.limits.fetch));
+        }
+    }
+
     fn limit(&self) -> Duration {
         match self.state {
+            State::Fetching => self.limits.fetch,
             State::Polling => self.limits.poll,
+            State::Evicting => self.limits.evict,
             State::Loading => self.limits.load,
             State::Starting | State::Done => self.limits.start,
         }
@@ -190,14 +269,19 @@ impl Restore {
         if !self.awaited.remove(vm) || !self.awaited.is_empty() {
             return;
         }
+        self.leave();
+    }
+
+    /// Goes on to what comes next.
+    fn leave(&mut self) {
         match self.state {
+            State::Fetching => self.enter(State::Polling),
             State::Polling => {
                 self.commands.push(Command::Journal(Decision::Loading));
-                self.enter(State::Loading, &Order::Restore(()), self.limits.load);
+                self.enter(State::Evicting);
             }
-            State::Loading => {
-                self.enter(State::Starting, &Order::Start(self.addresses.clone()), self.limits.start)
-            }
+            State::Evicting => self.enter(State::Loading),
+            State::Loading => self.enter(State::Starting),
             State::Starting => {
                 self.state = State::Done;
                 self.commands.push(Command::Journal(Decision::Started));
@@ -227,10 +311,21 @@ impl Restore {
         self.commands.push(Command::Finished(Err(Failure { text, ..failure })));
     }
 
-    fn enter(&mut self, state: State, order: &Order, limit: Duration) {
+    /// Begins a step with the orders to those whom it concerns; one that concerns nobody is over at once.
+    fn enter(&mut self, state: State) {
         self.state = state;
-        self.awaited = self.members.clone();
-        self.commands.extend(self.members.iter().map(|vm| Command::Send(vm.clone(), order.clone())));
-        self.commands.push(Command::WakeAfter(limit));
+        let orders = self.members.iter().filter_map(|vm| Some((vm.clone(), self.order_again(vm)?)));
+        let orders: Vec<_> = orders.collect();
+        self.awaited = orders.iter().map(|(vm, _)| vm.clone()).collect();
+        if orders.is_empty() {
+            return self.leave();
+        }
+        self.commands.extend(orders.into_iter().map(|(vm, order)| Command::Send(vm, order)));
+        self.commands.push(Command::WakeAfter(self.limit()));
     }
+}
+
+/// A transfer that broke off goes on where it was when both hosts are there again.
+fn is_passing(failure: &Failure) -> bool {
+    matches!(failure.kind, FailureKind::HostLost | FailureKind::TimedOut)
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::control::{Answer, CutReport, Envelope, Failure, Order, Phase, SavedReport};
 use crate::guest::Prefix;
+use crate::name::Name;
 use crate::power::{Controlled, Verb};
 
 /// What happens to a participant.
@@ -67,6 +68,8 @@ pub enum Step {
     Delete,
     /// Compare the files of this snapshot, and the images below them, with their digests.
     Verify,
+    /// Destroy the instance, and remember that the VM lives on this host now.
+    Evict(Name),
     /// Start, stop, pause, resume or reset the VM.
     Control(Verb),
 }
@@ -84,9 +87,9 @@ pub enum Outcome {
     Controlled(Controlled),
 }
 
-/// The step that an order asks for.
-pub(super) fn step_of(order: &Order) -> Step {
-    match order {
+/// The step that an order asks for; `None` where it asks the host for something.
+pub(super) fn step_of(order: &Order) -> Option<Step> {
+    Some(match order {
         Order::Prepare(members) => Step::Prepare(members.clone()),
         Order::Arm(()) => Step::Arm,
         Order::Take(at_ns) => Step::Cut(*at_ns),
@@ -98,8 +101,10 @@ pub(super) fn step_of(order: &Order) -> Step {
         Order::Start(members) => Step::Start(members.clone()),
         Order::Delete(()) => Step::Delete,
         Order::Verify(()) => Step::Verify,
+        Order::Evict(to) => Step::Evict(to.clone()),
+        Order::Fetch(_) => return None,
         Order::Control(verb) => Step::Control(*verb),
-    }
+    })
 }
 
 /// The phase in which an order belongs, for reports.
@@ -117,6 +122,8 @@ pub fn phase_of(order: &Order) -> Phase {
         Order::Start(_) => Phase::Start,
         Order::Delete(()) => Phase::Delete,
         Order::Verify(()) => Phase::Verify,
+        Order::Fetch(_) => Phase::Fetch,
+        Order::Evict(_) => Phase::Evict,
         Order::Control(_) => Phase::Control,
     }
 }

@@ -11,6 +11,8 @@
 //!  any -----------> Loaded (paused) ----> Idle, one incarnation later
 //! ```
 //!
+//! EVICT is RESTORE without the second half: the VM lives elsewhere from its incarnation on.
+//!
 //! CONTROL of the VM itself is obeyed in `Idle` only, and never waits: an operator who was told that it failed would not
 //! expect it any more.
 //!
@@ -28,6 +30,7 @@ use crate::control::{
 use crate::guest::Prefix;
 
 mod job;
+mod refusal;
 #[cfg(test)]
 mod tests;
 
@@ -140,7 +143,8 @@ impl Participant {
             return self.obey(envelope, order);
         };
         // A repetition may name another instant, or none.
-        let same_step = std::mem::discriminant(&step_of(&order)) == std::mem::discriminant(&job.step);
+        let same_step = step_of(&order)
+            .is_some_and(|step| std::mem::discriminant(&step) == std::mem::discriminant(&job.step));
         let repeated = job.envelope.same_course(&envelope) && same_step;
         let abort = |waiting: &Option<(Envelope, Order)>| matches!(waiting, Some((of, Order::Abort(_))) if of.same_course(&envelope));
         if repeated {
@@ -160,24 +164,6 @@ impl Participant {
         }
     }
 
-    /// Terms and incarnations fence orders of a dead coordinator and of before a restore.
-    fn staleness(&self, envelope: &Envelope, order: &Order) -> Option<Failure> {
-        let harmless = matches!(order, Order::Delete(()) | Order::Verify(()) | Order::Control(_));
-        let restoring = harmless || matches!(order, Order::Poll(()) | Order::Restore(()) | Order::Start(_));
-        // How a snapshot ended concerns its files, also where the instance has died since: then this is incarnation 0.
-        let decides = self.incarnation == 0 && matches!(order, Order::Commit(()) | Order::Abort(_));
-        let text = if envelope.term < self.term {
-            format!("coordinator term {} has ended; term {} leads now", envelope.term, self.term)
-        } else if envelope.incarnation < self.incarnation && !harmless {
-            format!("incarnation {} has ended; {} runs now", envelope.incarnation, self.incarnation)
-        } else if envelope.incarnation > self.incarnation && !restoring && !decides {
-            format!("incarnation {} was never restored here; {} runs", envelope.incarnation, self.incarnation)
-        } else {
-            return None;
-        };
-        Some(Failure::new(FailureKind::Stale, phase_of(order), text))
-    }
-
     fn obey(&mut self, envelope: Envelope, order: Order) {
         match order {
             Order::Prepare(members) => self.on_prepare(envelope, members),
@@ -185,10 +171,18 @@ impl Participant {
             Order::Take(at_ns) => self.on_take(envelope, at_ns),
             Order::Clear(()) => self.on_clear(envelope),
             Order::Commit(()) | Order::Abort(_) => self.on_decision(envelope, &order),
-            Order::Restore(()) => self.on_restore(envelope),
+            Order::Restore(()) | Order::Evict(_) => self.on_replacement(envelope, order),
             Order::Start(members) => self.on_start(envelope, members),
             Order::Control(_) if self.state != State::Idle => self.refuse_control(envelope),
-            other => self.start(Job { envelope, step: step_of(&other) }),
+            other => self.start_order(envelope, &other),
+        }
+    }
+
+    /// What only the host can do is not a member's affair.
+    fn start_order(&mut self, envelope: Envelope, order: &Order) {
+        match step_of(order) {
+            Some(step) => self.start(Job { envelope, step }),
+            None => self.refuse(envelope, phase_of(order)),
         }
     }
 
@@ -267,22 +261,23 @@ impl Participant {
             _ => self.open().is_some_and(|open| open.same_course(&envelope)),
         };
         if legal {
-            self.start(Job { envelope, step: step_of(order) });
+            self.start_order(envelope, order);
         } else {
             self.refuse(envelope, phase_of(order));
         }
     }
 
-    fn on_restore(&mut self, envelope: Envelope) {
+    /// RESTORE and EVICT: the instance that is there ends.
+    fn on_replacement(&mut self, envelope: Envelope, order: Order) {
         match &self.state {
-            State::Loaded(open) if open.same_course(&envelope) => self.answer(envelope, Answer::Loaded(())),
-            // Of a durable local snapshot it is not known whether it was committed, so it stays as it is.
-            State::Idle | State::Loaded(_) | State::Saved { .. } => {
-                self.start(Job { envelope, step: Step::Restore });
+            State::Loaded(open) if open.same_course(&envelope) && order == Order::Restore(()) => {
+                self.answer(envelope, Answer::Loaded(()));
             }
+            // Of a durable local snapshot it is not known whether it was committed, so it stays as it is.
+            State::Idle | State::Loaded(_) | State::Saved { .. } => self.start_order(envelope, &order),
             State::Prepared(open) | State::Armed(open) | State::Saving { envelope: open, .. } => {
                 let undo = Job { envelope: open.clone(), step: Step::Undo };
-                self.mailbox = Some((envelope, Order::Restore(())));
+                self.mailbox = Some((envelope, order));
                 self.start(undo);
             }
         }
@@ -353,6 +348,11 @@ impl Participant {
                 self.state = State::Loaded(envelope.clone());
                 Answer::Loaded(())
             }
+            (Step::Evict(_), _) => {
+                self.incarnation = envelope.incarnation;
+                self.state = State::Idle;
+                Answer::Evicted(())
+            }
             (Step::Start(_), outcome) => {
                 self.state = State::Idle;
                 Answer::Started(match outcome {
@@ -388,7 +388,7 @@ impl Participant {
             Step::Undo => self.state = State::Idle,
             // What is durable without its mark is reported as undecided at the next hello, and COMMIT is
             // legal in `Idle`; a member that stayed would refuse every later snapshot.
-            Step::Restore | Step::Commit => self.state = State::Idle,
+            Step::Restore | Step::Commit | Step::Evict(_) => self.state = State::Idle,
             Step::Poll | Step::Delete | Step::Verify => self.wait_on(),
             Step::Clear | Step::Start(_) | Step::Control(_) => {}
         }
@@ -450,32 +450,5 @@ impl Participant {
 
     fn answer(&mut self, envelope: Envelope, answer: Answer) {
         self.commands.push(Command::Answer(envelope, answer));
-    }
-
-    fn refuse_control(&mut self, envelope: Envelope) {
-        let what = match self.open() {
-            Some(open) if matches!(self.state, State::Loaded(_)) => {
-                format!(
-                    "the restore of {} has not ended here; `unasnap restore {}` ends it",
-                    open.snapshot, open.snapshot
-                )
-            }
-            Some(open) => format!("{} is under way here; try again when it has ended", open.snapshot),
-            None => "something is under way here; try again when it has ended".to_owned(),
-        };
-        self.answer(envelope, Answer::Refused(Failure::new(FailureKind::Stale, Phase::Control, what)));
-    }
-
-    fn refuse(&mut self, envelope: Envelope, phase: Phase) {
-        let standing = match self.open() {
-            Some(open) => format!("it is busy with snapshot {}", open.snapshot),
-            None => "it is idle".to_owned(),
-        };
-        let failure = Failure::new(
-            FailureKind::Stale,
-            phase,
-            format!("the order does not fit the member's state: {standing}"),
-        );
-        self.answer(envelope, Answer::Refused(failure));
     }
 }

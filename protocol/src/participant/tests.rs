@@ -5,6 +5,8 @@ use crate::control::Colouring;
 use crate::name::Name;
 use crate::power::{Controlled, Verb};
 
+mod leaving;
+
 fn envelope(snapshot: &str) -> Envelope {
     let name = |text: &str| Name::new(text).unwrap();
     Envelope {

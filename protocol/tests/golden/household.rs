@@ -95,6 +95,11 @@ pub fn outcomes() -> Vec<Outcome> {
     ]
 }
 
+pub fn household_report() -> HouseholdReport {
+    let report = HostReport { host: name("h1"), outcome: Ok(outcomes().remove(0)), ms: 2.5 };
+    HouseholdReport { hosts: vec![report] }
+}
+
 /// Each variant of what a household hears and says.
 #[test]
 fn household() {

@@ -1,6 +1,7 @@
 //! What comes through sockets and ports.
 
 use bytes::Bytes;
+use unasnap_protocol::access::{AccessAnswer, AccessOrder};
 use unasnap_protocol::control::{Answer, CoordinatorSession, FromHost, HostSession, Order, ToHost};
 use unasnap_protocol::frame::{Decoder, Frame, HEADER_BYTES, encode};
 use unasnap_protocol::guest::{GuestReply, GuestRequest};
@@ -78,6 +79,8 @@ pub fn control(input: &[u8]) {
     round_trip!(CoordinatorSession, &frame);
     round_trip!(Order, &frame);
     round_trip!(Answer, &frame);
+    round_trip!(AccessOrder, &frame);
+    round_trip!(AccessAnswer, &frame);
 }
 
 pub fn operator(input: &[u8]) {

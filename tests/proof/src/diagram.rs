@@ -131,6 +131,7 @@ fn job_words(setup: &Setup, world: &World, member: usize) -> String {
         Step::Start(_) => "START",
         Step::Delete => "DELETE",
         Step::Verify => "VERIFY",
+        Step::Evict(_) => "EVICT",
         Step::Control(_) => "CONTROL",
     };
     format!("{step}: {}", next_part(setup, member, &running.job.step, running.next))

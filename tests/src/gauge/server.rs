@@ -145,9 +145,6 @@ mod tests {
         assert!(matches!(gauge.ask(&Request::Tcp).unwrap().0, Answer::Tcp(_)));
         gauge.run("exit 0").unwrap();
         assert!(gauge.run("exit 3").unwrap_err().to_string().contains("Ran(3)"));
-        // There is no guest agent on the machine that runs the tests; asked anew, the connection still works.
-        let error = gauge.ask(&Request::Agent).unwrap_err();
-        assert!(error.to_string().contains("does not run"), "{error}");
         gauge.load(Load::Off).unwrap();
     }
 }

@@ -9,6 +9,7 @@ use unasnap_tests::bank::check::Verdict;
 
 use super::Options;
 use super::faults::Mistake;
+use super::moving::Moves;
 use super::report::{Hunt, Outcome, Round, words};
 use crate::build::Artifacts;
 use crate::lab::bank::{Members, command};
@@ -19,7 +20,8 @@ use crate::lab::record::{Restored, Snapshot, Taken};
 use crate::lab::waiting::{Talk, wait, wait_for_hosts, wait_for_vms};
 use crate::layout::Layout;
 
-const HOSTS: u32 = 2;
+/// How many there are.
+pub(super) const HOSTS: u32 = 2;
 
 /// The VM whose cuts begin late. Of the VMs that cut before, one is on its host and one on the other.
 const LATE_VM: u32 = 2;
@@ -49,6 +51,8 @@ struct Bank<'a> {
     members: Members<'a>,
     /// Where states are kept.
     states: PathBuf,
+    /// When vm1 is to change its host with each restore.
+    moves: Option<Moves>,
 }
 
 /// Carries everything out. The lab is gone when this returns; on failure the state is kept for a look.
@@ -62,7 +66,7 @@ pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<
         commands: (1..=options.vms).map(|vm| command(vm, options.vms)).collect(),
         colouring: options.colouring,
         late: Some((LATE_VM, LATE_MS)),
-        faults: false,
+        faults: options.migrate,
     };
     let cluster = Cluster::create(&lab, artifacts, &folder, &scene)?;
     let consoles = cluster.consoles();
@@ -71,7 +75,8 @@ pub fn run(layout: &Layout, artifacts: &Artifacts, options: &Options) -> Result<
     remake(&states)?;
     let talk = Talk::begin("bank");
     let members = Members { lab: &lab, program, vms: options.vms };
-    let mut bank = Bank { talk, lab: &lab, cluster, consoles, members, states };
+    let moves = options.migrate.then(Moves::new);
+    let mut bank = Bank { talk, lab: &lab, cluster, consoles, members, states, moves };
     let outcome = bank.steps(options);
     bank.cluster.end("the bank", &bank.consoles, outcome)
 }
@@ -175,11 +180,15 @@ impl Bank<'_> {
         })
     }
 
-    fn restore(&self, snapshot: &str) -> Result<f64> {
-        Ok(self.cluster.ask::<Restored>(&["restore", snapshot])?.restore.restore_ms)
+    fn restore(&mut self, snapshot: &str) -> Result<f64> {
+        let restore = match &mut self.moves {
+            Some(moves) => moves.restore(&self.talk, &mut self.cluster, snapshot)?,
+            None => self.cluster.ask::<Restored>(&["restore", snapshot])?.restore,
+        };
+        Ok(restore.restore_ms)
     }
 
-    fn restore_and_check(&self, snapshot: &Snapshot, bleached: bool) -> Result<Round> {
+    fn restore_and_check(&mut self, snapshot: &Snapshot, bleached: bool) -> Result<Round> {
         let restore_ms = self.restore(&snapshot.id)?;
         std::thread::sleep(GO_ON);
         let verdict = self.settle(&snapshot.id)?;

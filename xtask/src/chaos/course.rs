@@ -148,6 +148,8 @@ fn act(stage: &mut Stage<'_>, row: &Row) -> Result<Option<Asking>> {
         Course::Verify => stage.begin(&["snapshot", "verify", newest]),
         Course::Pause => stage.begin(&["pause", DEPLOYMENT]),
         Course::Control => stage.begin(&["vm", "resume", "*"]),
+        Course::Exec => stage.begin(&["vm", "exec", "vm3", "--", "true"]),
+        Course::Console => stage.begin(&["vm", "console", "vm3"]),
         Course::Begin => {
             stage.restart(row.victim)?;
             return Ok(None);

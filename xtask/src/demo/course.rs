@@ -95,7 +95,25 @@ fn steps(
     wait_for_hosts(cluster)?;
     let restored = snapshots[1].id.clone();
     talk.say(&format!("daemons are back; restoring the second snapshot, {restored}"));
-    let restore = cluster.ask::<Restored>(&["restore", &restored])?.restore;
+    let places = options.places.join(",");
+    let mut command = vec!["restore", &restored];
+    if !places.is_empty() {
+        command.extend(["--place", &places]);
+    }
+    let restore = cluster.ask::<Restored>(&command)?.restore;
+    for member in &restore.fetched {
+        let mb = |bytes: u64| bytes as f64 / 1e6;
+        let (sent, total) = (mb(member.sent), mb(member.total));
+        talk.say(&format!(
+            "{} now lives on {}: moved {sent:.0} of {total:.0} MB from {}",
+            member.vm, member.to, member.from
+        ));
+    }
+    for (vm, host) in options.places.iter().filter_map(|place| place.split_once('=')) {
+        if let Some(console) = consoles.iter_mut().find(|console| console.vm == vm) {
+            *console = cluster.console_at(vm, host);
+        }
+    }
     talk.say(&format!("restored in {:.0} ms", restore.restore_ms));
     let end = wait_for_end(talk, cluster, consoles, options)?;
     let (verdict, explanation, ring) = judge(end, options);

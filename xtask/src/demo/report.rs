@@ -270,9 +270,11 @@ pub(super) mod tests {
             restore: Restore {
                 snapshot: "ring-000001".into(),
                 restore_ms: 321.0,
+                fetch_ms: 0.0,
                 poll_ms: 100.0,
                 load_ms: 200.0,
                 start_ms: 21.0,
+                fetched: vec![],
             },
             ring: Some(Ring { tokens: 9, expected: 9, last: 9, longest_gap_ms: 44.0, seconds: 1.5 }),
             guest_agent_kib: BTreeMap::from([("vm1".into(), 4096)]),

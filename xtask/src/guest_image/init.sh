@@ -3,6 +3,7 @@
 #   unasnap.name=NAME   host name
 #   unasnap.ip=A/N      IPv4 address of eth0
 #   unasnap.ip6=A/N     IPv6 address of eth0
+#   unasnap.allow=RIGHTS what operators may do in here
 #   unasnap.run=CMD     shell command, anything but letters, digits and ./:-_ written as %XX; its output goes to the console
 # With a disk, every second a number is written to it and read back, so that a disk that does not belong to the RAM
 # it was restored with is noticed.
@@ -15,13 +16,14 @@ mount -t bpf bpf /sys/fs/bpf
 mount -t tmpfs run /run
 while read -r module; do insmod "/lib/modules/$module"; done </lib/modules/order
 
-name=guest ip= ip6= run= agent=
+name=guest ip= ip6= run= agent= allow=
 for word in $(cat /proc/cmdline); do
     case $word in
     unasnap.name=*) name=${word#*=} ;;
     unasnap.ip=*) ip=${word#*=} ;;
     unasnap.ip6=*) ip6=${word#*=} ;;
     unasnap.agent=*) agent=${word#*=} ;;
+    unasnap.allow=*) allow=${word#*=} ;;
     unasnap.run=*) run=$(printf '%b' "$(echo "${word#*=}" | sed 's/%/\\x/g')") ;;
     esac
 done
@@ -37,7 +39,7 @@ if [ -e /sys/class/net/eth0 ]; then
 fi
 
 (while :; do
-    env $agent unasnap-guest run
+    env $agent unasnap-guest run ${allow:+--allow $allow}
     echo "UNASNAP-AGENT-ENDED $?"
     sleep 1
 done) &

@@ -156,7 +156,7 @@ impl<'a> Cluster<'a> {
             // Disks are to fill up to the last byte.
             let reserve = if self.scene.faults { "reserve_mb = 0\n" } else { "" };
             let text = format!(
-                "name = \"{host}\"\ncoordinator = \"{address}\"\nstate_dir = \"{host}\"\nvm_dir = \"{host}-vms\"\n{reserve}{keys}"
+                "name = \"{host}\"\ncoordinator = \"{address}\"\nstate_dir = \"{host}\"\nvm_dir = \"{host}-vms\"\n{reserve}{keys}\n[transfer]\nlisten = \"0.0.0.0:7421\"\n\n[user]\nfile = \"{host}-user\"\n"
             );
             self.write(&format!("{host}.toml"), &text)?;
             let folder = self.state.join(format!("{host}-vms"));
@@ -189,12 +189,16 @@ impl<'a> Cluster<'a> {
             "console=ttyS0 quiet panic=1 no_timer_check unasnap.name={} unasnap.ip={address}/24 unasnap.run={run}",
             name(vm)
         );
-        let agent = "unasnap.agent=UNASNAP_TEST_FAULT_POINT=@/run/fault-point";
-        let append = if self.scene.faults { format!("{append} {agent}") } else { append };
+        let agent = "unasnap.agent=UNASNAP_TEST_FAULT_POINT=@/run/fault-point unasnap.allow=exec";
+        let (append, access) = if self.scene.faults {
+            (format!("{append} {agent}"), "guest_access = [\"exec\"]\n")
+        } else {
+            (append, "")
+        };
         let colouring = self.scene.colouring.of(vm);
         let (kernel, initrd) = (self.artifacts.kernel.display(), self.artifacts.initramfs.display());
         format!(
-            "name = \"{}\"\ndeployment = \"{DEPLOYMENT}\"\nmemory_mb = {MEMORY_MB}\ncpus = 1\ncolouring = \"{colouring}\"\n\
+            "name = \"{}\"\ndeployment = \"{DEPLOYMENT}\"\nmemory_mb = {MEMORY_MB}\ncpus = 1\ncolouring = \"{colouring}\"\n{access}\
              kernel = \"{kernel}\"\ninitrd = \"{initrd}\"\nappend = \"{append}\"\n\n[[disk]]\nimage = \"../disk.qcow2\"\n\n\
              [[nic]]\nbridge = \"br0\"\nmac = \"52:54:00:77:00:{vm:02x}\"\naddresses = [\"{address}\"]\n",
             name(vm)
@@ -205,6 +209,12 @@ impl<'a> Cluster<'a> {
     pub fn consoles(&self) -> Vec<Console> {
         let path = |vm, host: &str| self.state.join(host).join("vms").join(name(vm)).join("console.log");
         self.places().map(|(vm, host)| Console::new(name(vm), &path(vm, &host))).collect()
+    }
+
+    /// Where the console of a VM is that lives on this host.
+    pub fn console_at(&self, vm: &str, host: &str) -> Console {
+        let path = self.state.join(host).join("vms").join(vm).join("console.log");
+        Console::new(vm.to_owned(), &path)
     }
 
     /// Starts the coordinator and all host agents.

@@ -98,12 +98,31 @@ pub struct Restore {
     pub snapshot: String,
     /// From the request until every VM ran.
     pub restore_ms: f64,
+    /// Of that, moving files to the hosts on which their VMs were to run.
+    pub fetch_ms: f64,
     /// Of that, verifying the files.
     pub poll_ms: f64,
     /// Of that, loading the VMs.
     pub load_ms: f64,
     /// Of that, starting them and waking their guests.
     pub start_ms: f64,
+    /// VMs whose files were moved.
+    pub fetched: Vec<Fetched>,
+}
+
+/// A VM that was restored on another host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fetched {
+    /// The VM.
+    pub vm: String,
+    /// Whence its files came.
+    pub from: String,
+    /// Where it runs.
+    pub to: String,
+    /// Bytes that were moved.
+    pub sent: u64,
+    /// Bytes that it consists of.
+    pub total: u64,
 }
 
 /// `status`.
@@ -157,6 +176,8 @@ pub struct Host {
 pub struct Vm {
     /// Its name.
     pub name: String,
+    /// Where it lives.
+    pub host: String,
     /// What the hypervisor says.
     pub state: Option<String>,
     /// Does its guest agent answer?

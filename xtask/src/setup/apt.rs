@@ -15,11 +15,14 @@ const PATIENCE: Duration = Duration::from_secs(900);
 /// For programs that only look at something.
 const QUICK: Duration = Duration::from_secs(60);
 
+/// Of the release itself.
+const SOURCES: &str = "/etc/apt/sources.list.d/debian.sources";
+
 /// Oldest QEMU whose snapshots were tried.
 const QEMU_MAJOR: u32 = 10;
 
 /// A program that must be found, and the package that has it.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("cc", "gcc"),
     ("c++", "g++"),
     ("dpkg-deb", "dpkg"),
@@ -31,6 +34,7 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("iptables-legacy", "iptables"),
     ("nft", "nftables"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
 ];
@@ -51,6 +55,19 @@ pub fn missing_packages() -> Vec<&'static str> {
     }
     packages.dedup();
     packages
+}
+
+/// Makes sure of debootstrap, which only what has a Debian of its own wants.
+///
+/// # Errors
+/// It is not here, and cannot be installed.
+pub fn provide_debootstrap(layout: &Layout) -> Result<()> {
+    if on_path("debootstrap") {
+        return Ok(());
+    }
+    let apt = Apt::new(layout)?;
+    apt.update()?;
+    apt.install(&["debootstrap"], None)
 }
 
 /// Whether QEMU and its image tool are here and new enough.
@@ -163,11 +180,8 @@ impl Apt {
 
     /// Adds a suite in a file of its own, on the mirror and with the keys that the release itself uses.
     fn add_source(&self, suite: &str) -> Result<()> {
-        let own = Path::new("/etc/apt/sources.list.d/debian.sources");
-        let text = std::fs::read_to_string(own)
-            .with_context(|| format!("reading {}: add the suite {suite} by hand", own.display()))?;
-        let source =
-            source_like(&text, suite).with_context(|| format!("{} names no mirror", own.display()))?;
+        let text = sources().with_context(|| format!("add the suite {suite} by hand"))?;
+        let source = source_like(&text, suite).with_context(|| format!("{SOURCES} names no mirror"))?;
         let path = format!("/etc/apt/sources.list.d/unasnap-{suite}.sources");
         eprintln!("setup: adding {suite} in {path}");
         std::fs::write(&path, source).with_context(|| format!("writing {path}"))
@@ -206,17 +220,38 @@ impl Apt {
     }
 }
 
-fn codename() -> Result<String> {
+/// This machine's release.
+///
+/// # Errors
+/// It is no Debian that says so.
+pub fn codename() -> Result<String> {
     let text = std::fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
     let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
     Ok(name.context("/etc/os-release has no VERSION_CODENAME")?.trim_matches('"').to_owned())
 }
 
+fn sources() -> Result<String> {
+    std::fs::read_to_string(SOURCES).with_context(|| format!("reading {SOURCES}"))
+}
+
+/// Where this release's packages come from.
+///
+/// # Errors
+/// Its source has another form than Debian's own.
+pub fn mirror() -> Result<String> {
+    let text = sources()?;
+    Ok(field(&text, "URIs:").with_context(|| format!("{SOURCES} names no mirror"))?.to_owned())
+}
+
+/// The first in a deb822 file.
+fn field<'a>(sources: &'a str, name: &str) -> Option<&'a str> {
+    sources.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
 /// A deb822 source for `suite` with the mirror and key of the first stanza in `sources`.
 fn source_like(sources: &str, suite: &str) -> Option<String> {
-    let field = |name| sources.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let mirror = field("URIs:")?;
-    let key = field("Signed-By:").map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
+    let mirror = field(sources, "URIs:")?;
+    let key = field(sources, "Signed-By:").map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
     Some(format!("Types: deb\nURIs: {mirror}\nSuites: {suite}\nComponents: main\n{key}"))
 }
 

@@ -32,7 +32,14 @@ fn stored(epoch: Epoch, state: SnapshotState) -> Stored {
         save_ms: None,
         global_ms: None,
     };
-    Stored { record, incarnation: 0, addresses: Vec::new(), closed: true, undeleted: Vec::new() }
+    Stored {
+        record,
+        incarnation: 0,
+        addresses: Vec::new(),
+        closed: true,
+        undeleted: Vec::new(),
+        copies: Vec::new(),
+    }
 }
 
 fn vm(host: &str) -> KnownVm {
@@ -74,7 +81,8 @@ fn everything_survives_a_start() {
     assert_eq!(journal.vms().keys().collect::<Vec<_>>(), [&name("vm2"), &name("vm3")]);
     // The epoch of a snapshot that is gone stays used.
     assert_eq!(journal.counters(&name("ring")), Counters { last_epoch: 2, incarnation: 0 });
-    journal.set_counters(&name("ring"), Counters { last_epoch: 3, incarnation: 1 }).unwrap();
+    let counters = Counters { last_epoch: 3, incarnation: 1 };
+    journal.begin_loading(&name("ring"), counters, BTreeMap::new()).unwrap();
     journal.open_snapshot(stored(4, SnapshotState::Open)).unwrap();
     assert_eq!(journal.counters(&name("ring")), Counters { last_epoch: 4, incarnation: 1 });
 }
@@ -114,4 +122,43 @@ fn a_journal_of_another_schema_is_left_alone() {
     drop(database);
     let refused = Journal::open(&path).map(|_| ()).unwrap_err();
     assert!(matches!(refused, JournalError::UnknownSchema(9)), "{refused}");
+}
+
+/// Where a VM lives is durable with the incarnation that lives there, and who has to end an instance until it has.
+#[test]
+fn a_vm_that_moved_lives_there_after_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(&folder);
+    journal.know_vms([(name("vm1"), vm("h1")), (name("vm2"), vm("h1"))].into()).unwrap();
+    let home = Home {
+        host: name("h2"),
+        deployment: name("ring"),
+        snapshot: name("ring-000001"),
+        epoch: 4,
+        incarnation: 1,
+        evict: [name("h1"), name("h3")].into(),
+        settled: false,
+    };
+    let counters = Counters { last_epoch: 4, incarnation: 1 };
+    journal.begin_loading(&name("ring"), counters, [(name("vm1"), home.clone())].into()).unwrap();
+    journal.evicted(&name("vm1"), &name("h3")).unwrap();
+    journal.settle_home(&name("vm1")).unwrap();
+    drop(journal);
+    let mut journal = open(&folder);
+    assert_eq!(journal.counters(&name("ring")), counters);
+    assert_eq!(journal.vms()[&name("vm1")].host, name("h2"));
+    assert_eq!(journal.vms()[&name("vm2")].host, name("h1"));
+    assert_eq!(journal.homes()[&name("vm1")], Home { evict: [name("h1")].into(), settled: true, ..home });
+    journal.forget_home(&name("vm1")).unwrap();
+    assert_eq!(journal.homes().len(), 1, "h1 is to hear of it still");
+    // It was deleted while h1 was away: its name is free when h1 has confirmed.
+    journal.forget_vms(&[name("vm1")]).unwrap();
+    journal.evicted(&name("vm1"), &name("h1")).unwrap();
+    assert_eq!(journal.homes().len(), 0);
+    assert_eq!(open_again(journal, &folder).homes().len(), 0);
+}
+
+fn open_again(journal: Journal, folder: &TempDir) -> Journal {
+    drop(journal);
+    open(folder)
 }

@@ -10,32 +10,17 @@ use tokio::time::{interval, sleep};
 use unasnap_channel::{Identity, Writer, connect, steady_ns};
 use unasnap_protocol::control::{
     Answer, ClockReading, Colouring, CoordinatorSession, CutReport, Envelope, Failure, FailureKind, Hello,
-    HostSession, Inventory, Order, Phase, SavedReport, Standing, ToHost, Undecided, VmReport, VmState,
+    HostSession, Inventory, Moved, Order, Phase, SavedReport, Standing, ToHost, TransferAddress, Undecided,
+    VmReport, VmState,
 };
-use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::participant::{Command, Event, Outcome, Participant, Step, phase_of};
 use unasnap_protocol::power::{Controlled, Verb};
 
 use super::Cluster;
+pub use super::fault::Fault;
+use super::guest::Guests;
 use super::house::House;
-
-/// What goes wrong when an order reaches a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// It is refused.
-    Refuse,
-    /// It is refused in words that drive a terminal.
-    RefuseRudely,
-    /// It is lost.
-    Ignore,
-    /// The connection breaks, and the host stays away.
-    GoAway,
-    /// The connection breaks, and the host comes back.
-    Reconnect,
-    /// The connection breaks, and the host comes back having forgotten everything.
-    Forget,
-}
 
 /// How the host stands to time.
 #[derive(Debug, Clone, Copy, Default)]
@@ -62,14 +47,20 @@ pub(super) struct Shared {
     /// Saving does not end while this is set.
     hold_saves: bool,
     held: Vec<(Name, Envelope)>,
-    away: bool,
+    pub(super) away: bool,
     stop: bool,
     timing: Timing,
+    /// The port at which it says that it gives files.
+    serves: Option<u16>,
+    user_here: bool,
+    /// Free space that it reports, bytes.
+    free_bytes: u64,
     /// The instant of every TAKE, by the host's clock.
     instants: Vec<Option<u64>>,
     /// Snapshots of which it was told that all stand.
     run_ons: Vec<String>,
     pub(super) house: House,
+    guests: Guests,
 }
 
 /// A host with its agent, in a thread of its own.
@@ -98,9 +89,13 @@ impl Host {
             away: false,
             stop: false,
             timing,
+            serves: Some(7421),
+            user_here: false,
+            free_bytes: 5 << 30,
             instants: Vec::new(),
             run_ons: Vec::new(),
             house: House::default(),
+            guests: Guests::default(),
         }));
         let (identity, address) = (cluster.identity(&format!("host-{name}")), cluster.address());
         let thread = std::thread::spawn({
@@ -126,6 +121,27 @@ impl Host {
         self.shared.lock().unwrap().away = away;
     }
 
+    /// Whether it gives files, from its next connection on.
+    pub fn serve(&self, port: Option<u16>) {
+        self.shared.lock().unwrap().serves = port;
+    }
+
+    /// Somebody sits there, or nobody, as it says from now on.
+    pub fn set_user_here(&self, here: bool) {
+        self.shared.lock().unwrap().user_here = here;
+    }
+
+    /// From now on it reports so much free space.
+    pub fn set_free(&self, bytes: u64) {
+        self.shared.lock().unwrap().free_bytes = bytes;
+    }
+
+    /// The VMs that it has, each with its incarnation.
+    pub fn vms(&self) -> Vec<(String, u64)> {
+        let shared = self.shared.lock().unwrap();
+        shared.members.iter().map(|(vm, member)| (vm.to_string(), member.incarnation())).collect()
+    }
+
     /// From now on its clock is so far ahead.
     pub fn set_clock(&self, ahead_ns: i64) {
         self.shared.lock().unwrap().timing.ahead_ns = ahead_ns;
@@ -141,10 +157,20 @@ impl Host {
         self.shared.lock().unwrap().instants.clone()
     }
 
+    /// It is to end; who drops it then waits for that.
+    pub fn end(&self) {
+        self.shared.lock().unwrap().stop = true;
+    }
+
     /// Names of the orders that this VM got.
     pub fn orders(&self, vm: &str) -> Vec<&'static str> {
         let shared = self.shared.lock().unwrap();
         shared.orders.iter().filter(|(name, _)| name == vm).map(|(_, order)| *order).collect()
+    }
+
+    /// What its guests hold.
+    pub fn guests<T>(&self, look: impl FnOnce(&mut Guests) -> T) -> T {
+        look(&mut self.shared.lock().unwrap().guests)
     }
 
     /// Has no VM anything open?
@@ -155,7 +181,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.shared.lock().unwrap().stop = true;
+        self.end();
         self.thread.take().unwrap().join().unwrap();
     }
 }
@@ -182,6 +208,13 @@ async fn session(shared: &Mutex<Shared>, address: &str, identity: &Identity) {
     let hello = HostSession::Hello(shared.lock().unwrap().hello());
     if connection.send(&hello.encode(&())).await.is_err() {
         return;
+    }
+    let serves = shared.lock().unwrap().serves;
+    if let Some(port) = serves {
+        let address = HostSession::Serves(TransferAddress { ip: None, port });
+        if connection.send(&address.encode(&())).await.is_err() {
+            return;
+        }
     }
     let (mut reader, mut writer) = connection.split();
     let (mut tick, mut poll) = (interval(Duration::from_secs(1)), interval(Duration::from_millis(20)));
@@ -213,6 +246,13 @@ async fn session(shared: &Mutex<Shared>, address: &str, identity: &Identity) {
                         true
                     }
                     ToHost::Session(_) => true,
+                    ToHost::Access(envelope, order) => {
+                        let answer = shared.lock().unwrap().guests.answer(&envelope, order);
+                        match answer {
+                            Some(answer) => writer.send(&answer.encode(&envelope)).await.is_ok(),
+                            None => true,
+                        }
+                    }
                     ToHost::Member(envelope, order) => {
                         let answers = shared.lock().unwrap().obey(envelope, order);
                         send_all(&mut writer, answers).await
@@ -220,11 +260,11 @@ async fn session(shared: &Mutex<Shared>, address: &str, identity: &Identity) {
                 }
             }
             _ = tick.tick() => {
-                let (inventory, unasked) = {
+                let (mut words, unasked) = {
                     let mut shared = shared.lock().unwrap();
-                    (HostSession::Inventory(shared.inventory()), shared.unasked())
+                    let words = vec![HostSession::Inventory(shared.inventory()), HostSession::UserHere(shared.user_here)];
+                    (words, shared.unasked())
                 };
-                let mut words = vec![inventory];
                 words.extend(unasked.map(HostSession::Household));
                 let bytes: Vec<u8> = words.iter().flat_map(|word| word.encode(&())).collect();
                 writer.send(&bytes).await.is_ok()
@@ -275,21 +315,21 @@ impl Shared {
 
     pub(super) fn inventory(&self) -> Inventory {
         let report = |(name, member): (&Name, &Participant)| VmReport {
-            name: name.clone(),
-            deployment: Name::new("ring").unwrap(),
-            memory_mb: 128,
-            cpus: 1,
-            addresses: vec![Prefix::V4([10, 0, 0, 1], 32)],
             state: self.states.get(name).copied().unwrap_or(VmState::Running),
             colouring: self.colouring,
             colouring_note: String::new(),
             ram_way: "live".to_owned(),
             accelerator: "tcg".to_owned(),
-            guest: true,
+            guest: !self.house.silent.contains(name),
             incarnation: member.incarnation(),
+            ..self.house.shape(name)
         };
         let members = self.members.iter().filter(|(name, _)| !self.house.hidden.contains(*name));
-        Inventory { vms: members.map(report).collect(), free_bytes: 5 << 30 }
+        Inventory {
+            vms: members.map(report).collect(),
+            free_bytes: self.free_bytes,
+            capacity: self.house.capacity,
+        }
     }
 
     fn now_ns(&self) -> u64 {
@@ -315,14 +355,8 @@ impl Shared {
             self.instants.push(at_ns);
         }
         match self.take_fault(order.name()) {
-            Some(Fault::Refuse) => {
-                let failure = Failure::new(FailureKind::Hypervisor, phase_of(&order), "QEMU died");
-                return Some(vec![(envelope, Answer::Refused(failure))]);
-            }
-            Some(Fault::RefuseRudely) => {
-                let words = "\x1b]0;owned\x07\x1b[2J\r";
-                let failure = Failure::new(FailureKind::Hypervisor, phase_of(&order), words);
-                return Some(vec![(envelope, Answer::Refused(failure))]);
+            Some(fault @ (Fault::Refuse | Fault::RefuseRudely | Fault::Damage)) => {
+                return Some(vec![(envelope, Answer::Refused(fault.failure(phase_of(&order))))]);
             }
             Some(Fault::Ignore) => return Some(Vec::new()),
             Some(Fault::GoAway) => {
@@ -336,10 +370,31 @@ impl Shared {
             }
             None => {}
         }
-        if order == Order::Delete(()) && !self.members.contains_key(&vm) {
-            return Some(vec![(envelope, Answer::Deleted(()))]);
+        if let Some(answer) = self.as_host(&envelope, &order) {
+            return Some(answer.into_iter().map(|answer| (envelope.clone(), answer)).collect());
         }
-        self.event(&vm, Event::Order(envelope, order))
+        let answers = self.event(&vm, Event::Order(envelope, order))?;
+        if answers.iter().any(|(_, answer)| matches!(answer, Answer::Evicted(()))) {
+            self.members.remove(&vm);
+        }
+        Some(answers)
+    }
+
+    /// What the host does itself: about files, and for members that are not here.
+    fn as_host(&mut self, envelope: &Envelope, order: &Order) -> Option<Vec<Answer>> {
+        let moved = Moved { sent: 1 << 20, to_send: 1 << 20, total: 3 << 20 };
+        let is_here = self.members.contains_key(&envelope.vm);
+        Some(match order {
+            Order::Fetch(_) => vec![Answer::Fetching(Moved::default()), Answer::Fetched(moved)],
+            Order::Poll(()) if !is_here => vec![Answer::Ready(())],
+            Order::Delete(()) if !is_here => vec![Answer::Deleted(())],
+            Order::Evict(_) if !is_here => vec![Answer::Evicted(())],
+            Order::Restore(()) if !is_here => {
+                self.members.insert(envelope.vm.clone(), Participant::new(0));
+                return None;
+            }
+            _ => return None,
+        })
     }
 
     /// Lets savings end that were held.

@@ -1,19 +1,32 @@
 //! What the host for tests does that is no member's affair.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use unasnap_protocol::control::VmState;
+use unasnap_protocol::control::{Colouring, VmReport, VmState};
 use unasnap_protocol::files::{FileReport, FileRole, NeededFile, StoreKind, Totals};
-use unasnap_protocol::household::{Base, HostOrder, HostWord, Outcome, Task};
+use unasnap_protocol::guest::Prefix;
+use unasnap_protocol::household::{Base, HostOrder, HostWord, NewVm, Outcome, Task};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 use unasnap_protocol::participant::Participant;
+use unasnap_protocol::placement::Capacity;
 
 use super::host::{Host, Shared};
 
 /// Everything about it.
-#[derive(Default)]
 pub struct House {
+    /// What it has for VMs.
+    pub capacity: Capacity,
+    /// VMs whose guest agents do not answer.
+    pub silent: BTreeSet<Name>,
+    /// VMs that it does not make.
+    pub refused: BTreeSet<Name>,
+    /// Its base is not preloaded.
+    pub lacks_base: bool,
+    /// Of its base.
+    pub digest: String,
+    /// VMs that were made, as they were wanted.
+    made: BTreeMap<Name, NewVm>,
     /// VMs that are not reported: their definitions are broken.
     pub hidden: BTreeSet<Name>,
     /// Names of the tasks that came.
@@ -22,13 +35,65 @@ pub struct House {
     missed: Vec<Name>,
     /// The next answer is not given, and the connection breaks.
     breaks: bool,
+    /// The same, when the next task of this name comes.
+    pub breaks_after: Option<&'static str>,
+    /// And it does not come back by itself.
+    pub stays_away: bool,
     /// No answer is given.
     mute: bool,
     /// Said with the next inventory.
     gone: Vec<Name>,
 }
 
+impl Default for House {
+    fn default() -> Self {
+        Self {
+            capacity: Capacity { cores: 8, memory_mb: 16 << 10 },
+            silent: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            lacks_base: false,
+            digest: "ab".repeat(32),
+            made: BTreeMap::new(),
+            hidden: BTreeSet::new(),
+            tasks: Vec::new(),
+            missed: Vec::new(),
+            breaks: false,
+            breaks_after: None,
+            stays_away: false,
+            mute: false,
+            gone: Vec::new(),
+        }
+    }
+}
+
+impl House {
+    /// What is known of a VM that was made; of others, what the tests were written for.
+    pub fn shape(&self, vm: &Name) -> VmReport {
+        let made = self.made.get(vm);
+        let addresses = made.map(|new| new.nics.iter().flat_map(|nic| nic.addresses.clone()).collect());
+        VmReport {
+            name: vm.clone(),
+            deployment: made.map_or_else(|| Name::new("ring").unwrap(), |new| new.deployment.clone()),
+            memory_mb: made.map_or(128, |new| new.memory_mb.try_into().unwrap()),
+            cpus: made.map_or(1, |new| new.cpus),
+            addresses: addresses.unwrap_or_else(|| vec![Prefix::V4([10, 0, 0, 1], 32)]),
+            state: VmState::Stopped,
+            colouring: Colouring::Guest,
+            colouring_note: String::new(),
+            ram_way: String::new(),
+            accelerator: String::new(),
+            guest: false,
+            incarnation: 0,
+        }
+    }
+}
+
 impl Host {
+    /// Its house, to be arranged.
+    pub fn house<T>(&self, arrange: impl FnOnce(&mut House) -> T) -> T {
+        arrange(&mut self.shared.lock().unwrap().house)
+    }
+
     /// Names of the tasks that came.
     pub fn tasks(&self) -> Vec<&'static str> {
         self.shared.lock().unwrap().house.tasks.clone()
@@ -93,8 +158,10 @@ impl Shared {
             }
             HostOrder::Task { number, incarnation, task } => {
                 self.house.tasks.push(task.label());
+                let breaks = self.house.breaks_after.take_if(|label| *label == task.label()).is_some();
                 let outcome = self.carry_out(task, incarnation);
-                if std::mem::take(&mut self.house.breaks) {
+                if std::mem::take(&mut self.house.breaks) || breaks {
+                    self.away |= self.house.stays_away;
                     return Err(());
                 }
                 Ok((!self.house.mute).then_some(HostWord::Done { number, outcome }))
@@ -109,16 +176,32 @@ impl Shared {
             format: "qcow2".to_owned(),
             virtual_bytes: 2 << 30,
             bytes: 300 << 20,
-            blake3: "ab".repeat(32),
+            blake3: self.house.digest.clone(),
             users: self.members.keys().cloned().collect(),
             problem: None,
         };
         match task {
+            Task::Bases if self.house.lacks_base => Ok(Outcome::Bases(Vec::new())),
             Task::Bases => Ok(Outcome::Bases(vec![base])),
-            Task::Preload { .. } => Ok(Outcome::Preloaded(base)),
+            Task::Preload { path, .. } if path.starts_with("/nowhere") => {
+                let text = format!("there is no {path}");
+                Err(RequestError::new(RequestErrorKind::NotFound, text))
+            }
+            Task::Preload { .. } => {
+                self.house.lacks_base = false;
+                Ok(Outcome::Preloaded(base))
+            }
             Task::Files { vm, snapshot } => Ok(Outcome::Files(Box::new(files(&self.name, &vm, snapshot)))),
             Task::Unregister(_) => Ok(Outcome::Unregistered),
-            Task::Create(new) => Ok(self.made(new.name, incarnation)),
+            Task::Create(new) if self.house.lacks_base || self.house.refused.contains(&new.name) => {
+                Err(RequestError::new(RequestErrorKind::Refused, "the disk is full"))
+            }
+            Task::Create(new) => {
+                if !self.members.contains_key(&new.name) {
+                    self.house.made.insert(new.name.clone(), *new.clone());
+                }
+                Ok(self.made(new.name, incarnation))
+            }
             Task::Clone(clone) => Ok(self.made(clone.name, incarnation)),
             Task::Delete { vm, force, .. } => {
                 if !force && self.states.get(&vm) != Some(&VmState::Stopped) {
@@ -128,6 +211,7 @@ impl Shared {
                     ));
                 }
                 self.members.remove(&vm);
+                self.house.made.remove(&vm);
                 Ok(Outcome::Deleted)
             }
         }

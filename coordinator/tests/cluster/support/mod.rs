@@ -1,6 +1,8 @@
 //! A cluster for tests: the real coordinator and command as processes, and hosts that speak the real
 //! protocol over real TLS and drive the real participants, with nothing behind them.
 
+pub mod fault;
+pub mod guest;
 pub mod host;
 pub mod house;
 
@@ -27,21 +29,21 @@ const PEER_LIMIT: Duration = Duration::from_secs(15);
 
 static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
-/// One of the [`MAX_CLUSTERS`] places.
-struct Place;
+/// So many of the [`MAX_CLUSTERS`] places.
+struct Places(usize);
 
-impl Place {
-    fn take() -> Self {
-        let full = |running: &mut usize| *running >= MAX_CLUSTERS;
-        *RUNNING.1.wait_while(RUNNING.0.lock().unwrap(), full).unwrap() += 1;
-        Self
+impl Places {
+    fn take(count: usize) -> Self {
+        let full = |running: &mut usize| *running + count > MAX_CLUSTERS;
+        *RUNNING.1.wait_while(RUNNING.0.lock().unwrap(), full).unwrap() += count;
+        Self(count)
     }
 }
 
-impl Drop for Place {
+impl Drop for Places {
     fn drop(&mut self) {
-        *RUNNING.0.lock().unwrap() -= 1;
-        RUNNING.1.notify_one();
+        *RUNNING.0.lock().unwrap() -= self.0;
+        RUNNING.1.notify_all();
     }
 }
 
@@ -53,7 +55,7 @@ pub struct Cluster {
     folder: TempDir,
     port: u16,
     daemon: Option<Child>,
-    _place: Place,
+    _places: Places,
 }
 
 /// How a command ended.
@@ -67,10 +69,19 @@ pub struct Ended {
 impl Cluster {
     /// Makes certificates of hosts h1 and h2 and starts the coordinator.
     pub fn start() -> Self {
-        let place = Place::take();
+        Self::in_places(1)
+    }
+
+    /// The same, while there is no other cluster: for large ones.
+    pub fn start_alone() -> Self {
+        Self::in_places(MAX_CLUSTERS)
+    }
+
+    fn in_places(count: usize) -> Self {
+        let places = Places::take(count);
         let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut cluster = Self { folder, port, daemon: None, _place: place };
+        let mut cluster = Self { folder, port, daemon: None, _places: places };
         assert_eq!(cluster.run(&["pki", "init", "--dir", "pki", "--host", "h1", "h2"]).code, 0);
         let coordinator = format!(
             "listen = \"127.0.0.1:{port}\"\nstate_dir = \"state\"\n{}crl = \"pki/crl.pem\"\n",
@@ -80,6 +91,15 @@ impl Cluster {
         cluster.use_certificate("operator");
         cluster.start_daemon();
         cluster
+    }
+
+    /// Starts the coordinator anew, with these lines before the others of its configuration.
+    pub fn configure(&mut self, lines: &str) {
+        self.kill_daemon();
+        let path = self.path("coordinator.toml");
+        let known = fs::read_to_string(&path).unwrap();
+        fs::write(path, format!("{lines}\n{known}")).unwrap();
+        self.start_daemon();
     }
 
     /// Writes the operator's configuration with this certificate.

@@ -28,6 +28,8 @@ const HAS_DATA_FILE: u64 = 1 << 2;
 /// What an image needs besides itself.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Header {
+    /// Length of the disk, bytes.
+    pub virtual_bytes: u64,
     /// The file that holds what this one does not, as its bytes.
     pub backing: Option<Vec<u8>>,
     /// Its format, if the header says so.
@@ -106,7 +108,11 @@ impl<'a> Image<'a> {
         if extensions < 72 || extensions > cluster {
             return Err(self.damaged(format!("a header of {extensions} bytes")));
         }
-        let mut header = Header { table: (be64(&start, 64), be32(&start, 60)), ..Header::default() };
+        let mut header = Header {
+            virtual_bytes: be64(&start, 24),
+            table: (be64(&start, 64), be32(&start, 60)),
+            ..Header::default()
+        };
         let (backing_at, backing_len) = (be64(&start, 8), be32(&start, 16));
         if backing_at != 0 && backing_len != 0 {
             if backing_len > MAX_NAME || backing_at > cluster - u64::from(backing_len).min(cluster) {

@@ -60,6 +60,57 @@ pub fn track(path: &Path, snapshot: Option<&str>) -> Result<FileReport, FilesErr
     Ok(report)
 }
 
+/// Files that an image needs besides itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// One that holds what this one does not. Whoever opens the image may name another.
+    pub backing: bool,
+    /// One that holds the guest's data.
+    pub data_file: bool,
+}
+
+/// Does the image `path` need others? `None` when it is no qcow2 image.
+///
+/// # Errors
+/// It cannot be read or understood.
+pub fn needs(path: &Path) -> Result<Option<Needs>, FilesError> {
+    let header = Image::open(path)?.map(|image| image.header()).transpose()?;
+    let needs =
+        |header: Header| Needs { backing: header.backing.is_some(), data_file: header.data_file.is_some() };
+    Ok(header.map(needs))
+}
+
+/// Length of the disk in the image `path`, bytes. `None` when it is no qcow2 image.
+///
+/// # Errors
+/// It cannot be read or understood.
+pub fn virtual_bytes(path: &Path) -> Result<Option<u64>, FilesError> {
+    let header = Image::open(path)?.map(|image| image.header()).transpose()?;
+    Ok(header.map(|header| header.virtual_bytes))
+}
+
+/// An image in the same folder that holds differences from `path`, or its data in it, if there is one.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn built_on(path: &Path) -> Result<Option<PathBuf>, FilesError> {
+    let folder = folder_of(path).map_err(FilesError::unreadable(path))?;
+    let identity = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    let wanted = identity(path);
+    for name in names_in(&folder).map_err(FilesError::unreadable(&folder))?.into_iter().take(MAX_NEIGHBOURS) {
+        let place = Place::new(&folder, &folder, &name);
+        // A neighbour that cannot be read tells nothing.
+        let Ok(Some(image)) = Image::open(&place.path) else { continue };
+        let Ok(header) = image.header() else { continue };
+        let named = [header.backing, header.data_file.flatten()].into_iter().flatten();
+        let mut meant = named.filter_map(|name| Some(Place::new(&folder, &folder, &local(&name).ok()?).path));
+        if meant.any(|meant| wanted.is_some() && identity(&meant) == wanted) {
+            return Ok(Some(place.path));
+        }
+    }
+    Ok(None)
+}
+
 fn node(internal: Internal) -> SnapshotNode {
     let taken = Timestamp::from_second(internal.taken.into()).ok().map(|time| time.to_string());
     SnapshotNode { id: internal.id, name: internal.name, parent: None, taken, ram: internal.ram }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use unasnap_files::qcow2;
 
 use super::super::{HypervisorError, base_image};
 use super::command::{disk_id, node};
@@ -19,6 +20,8 @@ use crate::store::manifest::{FileRole, Manifest};
 
 /// Chains longer than this many layers are merged: each layer makes a cut and every read slower.
 const MAX_LAYERS: usize = 8;
+/// A disk consists of these, bytes.
+const SECTOR: u64 = 512;
 /// How long a merge may take to stop when the next cut is prepared.
 const MERGE_STOP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -34,7 +37,8 @@ pub(super) async fn new_chain(
     Ok(Chain { base, layers: vec![layer], next: None })
 }
 
-/// An empty layer above `backing`, a path or the name of a file of the same folder, which is of this format.
+/// An empty layer above `backing`, a path or the name of a file of the same folder, which is of this format. What lies below
+/// that is not opened: its header names the image where it was when the layer was made, perhaps on another host.
 pub(super) async fn create_layer(
     layer: &Layer,
     backing: &str,
@@ -44,9 +48,25 @@ pub(super) async fn create_layer(
     let path = folder.disks.join(&layer.file);
     // A file of this name can only be left over from a cut that an agent did not live to end.
     files::remove_if_there(&path).map_err(HypervisorError::file("delete", &path))?;
+    let bytes = disk_bytes(&folder.disks.join(backing), format)?.to_string();
     let (format, path) = (format.label(), path.to_string_lossy());
-    run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", format, "-b", backing, &path]).await?;
+    let unopened: [&str; 11] =
+        ["create", "-q", "-u", "-f", "qcow2", "-F", format, "-b", backing, &path, &bytes];
+    run("qemu-img", &unopened).await?;
     Ok(())
+}
+
+/// Length of the disk in an image.
+fn disk_bytes(image: &Path, format: ImageFormat) -> Result<u64, HypervisorError> {
+    if format == ImageFormat::Raw {
+        let bytes = std::fs::metadata(image).map_err(HypervisorError::file("read", image))?.len();
+        return Ok(bytes.next_multiple_of(SECTOR));
+    }
+    let unusable = |what: String| HypervisorError::Unsupported { what };
+    let bytes = qcow2::virtual_bytes(image).map_err(|error| unusable(error.to_string()))?;
+    bytes.ok_or_else(|| {
+        unusable(format!("{} is no qcow2 image: say `format = \"raw\"` if it is a raw one", image.display()))
+    })
 }
 
 /// The chain with which a VM that is not running goes on: the overlay of an unfinished cut is kept, because

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+
 use super::super::process::Process;
 
 /// Begin of the name of a thread that runs a guest's processor (`-name debug-threads=on`).
@@ -38,7 +40,8 @@ impl Drop for Urgent {
 /// Threads that let all others go first, guests first of all. They still get a tenth of what the others get.
 #[derive(Debug, Default)]
 pub(super) struct Behind {
-    threads: Vec<libc::pid_t>,
+    /// With the nice values that they had.
+    threads: Vec<(libc::pid_t, libc::c_int)>,
 }
 
 impl Behind {
@@ -48,27 +51,28 @@ impl Behind {
         Self::all([unsafe { libc::gettid() }])
     }
 
-    /// The threads with which a QEMU sends its RAM; none yet, right after it was told to.
-    pub(super) fn senders(process: &Process) -> Self {
-        Self::all(threads(process, |name| SENDERS.iter().any(|sender| name.starts_with(sender))))
+    /// The threads with which a QEMU sends its RAM; `None` while it has none, right after it was told to.
+    pub(super) fn senders(process: &Process) -> Option<Self> {
+        let mut senders =
+            threads(process, |name| SENDERS.iter().any(|sender| name.starts_with(sender))).peekable();
+        senders.peek()?;
+        Some(Self::all(senders))
     }
 
-    /// Those that the host would let come back (setpriority(2): without CAP_SYS_NICE it lets nobody).
+    /// Only those that can come back: without CAP_SYS_NICE nobody can (setpriority(2)), which one step ahead shows.
     fn all(threads: impl IntoIterator<Item = libc::pid_t>) -> Self {
-        let may_return =
-            |thread: &libc::pid_t| [BEHIND, 0, BEHIND].iter().all(|nice| set_nice(*thread, *nice));
-        Self { threads: threads.into_iter().filter(may_return).collect() }
-    }
-
-    /// Is there nobody?
-    pub(super) fn is_empty(&self) -> bool {
-        self.threads.is_empty()
+        let step_back = |thread| {
+            let before = nice(thread)?;
+            let steps = before < BEHIND && set_nice(thread, before - 1) && set_nice(thread, BEHIND);
+            steps.then_some((thread, before))
+        };
+        Self { threads: threads.into_iter().filter_map(step_back).collect() }
     }
 
     /// Back to their places.
     pub(super) fn come_back(&self) {
-        for thread in &self.threads {
-            set_nice(*thread, 0);
+        for (thread, before) in &self.threads {
+            set_nice(*thread, *before);
         }
     }
 }
@@ -81,6 +85,14 @@ fn threads(process: &Process, wanted: impl Fn(&str) -> bool) -> impl Iterator<It
         let thread = task.file_name().to_str()?.parse().ok()?;
         wanted(&name).then_some(thread)
     })
+}
+
+/// `None` if the thread has ended. -1 is a nice value as well as an error, hence the look at errno (getpriority(2)).
+fn nice(thread: libc::pid_t) -> Option<libc::c_int> {
+    Errno::clear();
+    // SAFETY: the call touches no memory.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, thread.unsigned_abs()) };
+    (nice != -1 || Errno::last_raw() == 0).then_some(nice)
 }
 
 fn set_nice(thread: libc::pid_t, nice: libc::c_int) -> bool {
@@ -101,4 +113,49 @@ fn schedule(thread: libc::pid_t, policy: libc::c_int, priority: libc::c_int) -> 
         tracing::debug!(thread, error = %std::io::Error::last_os_error(), "no real-time priority");
     }
     result == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own_nice() -> libc::c_int {
+        // SAFETY: the call touches no memory.
+        nice(unsafe { libc::gettid() }).unwrap()
+    }
+
+    /// In a thread of its own, which starts at this nice value.
+    fn in_thread<T: Send + 'static>(nice: libc::c_int, what: impl FnOnce() -> T + Send + 'static) -> T {
+        let start = move || {
+            // SAFETY: the call touches no memory.
+            assert!(set_nice(unsafe { libc::gettid() }, nice), "tests run as root");
+            what()
+        };
+        std::thread::spawn(start).join().unwrap()
+    }
+
+    #[test]
+    fn a_thread_comes_back_to_its_own_place() {
+        for before in [-5, 0, 3] {
+            let seen = in_thread(before, || {
+                let behind = Behind::this_thread();
+                let stepped = own_nice();
+                behind.come_back();
+                (stepped, own_nice())
+            });
+            assert_eq!(seen, (BEHIND, before));
+        }
+        assert_eq!(in_thread(15, || (Behind::this_thread().threads.len(), own_nice())), (0, 15));
+    }
+
+    #[test]
+    fn a_thread_that_could_not_come_back_stays() {
+        let seen = in_thread(0, || {
+            // SAFETY: the call touches no memory. As a raw system call it is about this thread only (setresuid(2)).
+            let changed = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
+            assert_eq!(changed, 0);
+            (Behind::this_thread().threads.len(), own_nice())
+        });
+        assert_eq!(seen, (0, 0));
+    }
 }

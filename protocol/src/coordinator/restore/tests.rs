@@ -2,13 +2,19 @@
 
 use super::*;
 
+mod moves;
+
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
 fn begin() -> (Restore, Vec<Command<Decision>>) {
     let addresses = [Prefix::V4([10, 0, 0, 1], 32)];
-    Restore::begin(&[name("vm1"), name("vm2")].into(), &addresses, Limits::default())
+    begin_with(&addresses, Moves::default())
+}
+
+fn begin_with(addresses: &[Prefix], moves: Moves) -> (Restore, Vec<Command<Decision>>) {
+    Restore::begin(&[name("vm1"), name("vm2")].into(), addresses, moves, Limits::default())
 }
 
 fn refused(text: &str) -> Answer {
@@ -57,7 +63,7 @@ fn a_restore_from_begin_to_end() {
         assert_eq!(said(&answer(&mut restore, "vm1", reply)), expected);
     }
     assert_eq!(restore.warnings(), ["vm2: no clock", "vm1: no clock"]);
-    assert_eq!(restore.order_again(), None);
+    assert_eq!(restore.order_again(&name("vm1")), None);
 }
 
 #[test]
@@ -88,7 +94,8 @@ fn a_refusal_is_asked_again_while_polling_and_fails_afterwards() {
     let mut polling = in_state("polling");
     assert_eq!(answer(&mut polling, "vm1", refused("a file is missing")), []);
     assert!(polling.awaited().contains(&name("vm1")));
-    assert!(matches!(polling.order_again(), Some(Order::Poll(()))));
+    assert!(polling.asks_again());
+    assert!(matches!(polling.order_again(&name("vm1")), Some(Order::Poll(()))));
     for state in ["loading", "starting"] {
         let mut restore = in_state(state);
         assert_eq!(said(&answer(&mut restore, "vm1", refused("no room"))), ["failed POLL: vm1: no room"]);

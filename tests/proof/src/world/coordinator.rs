@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use unasnap_protocol::control::{Answer, Envelope, Failure, FailureKind, Order, Phase};
-use unasnap_protocol::coordinator::restore::{self, Restore, epoch_for};
+use unasnap_protocol::coordinator::restore::{self, Moves, Restore, epoch_for};
 use unasnap_protocol::coordinator::snapshot::{self, Decision, Snapshot};
 use unasnap_protocol::coordinator::{Command, Event};
 use unasnap_protocol::guest::Epoch;
@@ -178,7 +178,8 @@ impl World {
     }
 
     fn open_restoring(&mut self, cx: &mut Context<'_>, of: Epoch) {
-        let (machine, commands) = Restore::begin(&cx.setup.all(), &[], restore::Limits::default());
+        let (machine, commands) =
+            Restore::begin(&cx.setup.all(), &[], Moves::default(), restore::Limits::default());
         let journal = &self.coordinator.journal;
         let epoch = match cx.setup.mistake {
             Mistake::RestoredColour => journal.last_epoch + 1,
@@ -262,14 +263,15 @@ impl World {
         let Some(Course::Restoring { machine, again, .. }) = &mut self.coordinator.course else {
             return false;
         };
-        let Some(order) = machine.order_again().filter(|_| machine.phase() == Phase::Poll) else {
-            return false;
-        };
-        let again = std::mem::take(again);
-        if again.is_empty() {
+        if !machine.asks_again() {
             return false;
         }
-        let commands = again.into_iter().map(|vm| Command::Send(vm, order.clone())).collect();
+        let again = std::mem::take(again);
+        let again = again.into_iter().filter_map(|vm| Some((machine.order_again(&vm)?, vm)));
+        let commands: Vec<_> = again.map(|(order, vm)| Command::Send(vm, order)).collect();
+        if commands.is_empty() {
+            return false;
+        }
         self.carry_out_restoring(cx, commands);
         true
     }

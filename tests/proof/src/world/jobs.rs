@@ -66,6 +66,7 @@ fn script(setup: &Setup, member: usize, step: &Step) -> Vec<Action> {
         Step::Start(_) if setup.mistake == Mistake::IdleAtOnce => vec![Action::Start, Action::SetRestored],
         Step::Start(_) => vec![Action::Start, Action::Wake, Action::Drain, Action::SetRestored],
         Step::Delete => vec![Action::Remove],
+        Step::Evict(_) => vec![Action::Destroy],
         // Refused while anything is under way; no world orders it.
         Step::Control(_) => Vec::new(),
     }
@@ -90,6 +91,7 @@ fn phase(step: &Step) -> Phase {
         Step::Start(_) => Phase::Start,
         Step::Delete => Phase::Delete,
         Step::Verify => Phase::Verify,
+        Step::Evict(_) => Phase::Evict,
         Step::Control(_) => Phase::Control,
     }
 }

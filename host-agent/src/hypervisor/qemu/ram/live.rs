@@ -80,8 +80,8 @@ pub(super) async fn configure(qmp: &Qmp) -> Result<(), HypervisorError> {
 #[derive(Debug)]
 pub(in crate::hypervisor::qemu) struct Precopy {
     receiver: Receiver,
-    /// QEMU's threads that send it.
-    senders: Behind,
+    /// QEMU's threads that send it, once it has made them.
+    senders: Option<Behind>,
     /// QEMU's end of the socket, to change its size.
     qemu_end: UnixStream,
     folder: PathBuf,
@@ -104,8 +104,7 @@ impl Precopy {
             memory_file().map_err(HypervisorError::file("make a file in memory for", folder))?;
         Self::forget_file(qmp).await?;
         qmp.execute_with_fd("add-fd", json!({"fdset-id": DEVICES_FDSET}), writable).await?;
-        let senders = Behind::default();
-        let precopy = Self { receiver, senders, qemu_end, folder: folder.to_owned(), devices };
+        let precopy = Self { receiver, senders: None, qemu_end, folder: folder.to_owned(), devices };
         precopy.set_room(WIDE_BYTES);
         let handed = precopy.qemu_end.as_fd().try_clone_to_owned();
         let handed = handed.map_err(HypervisorError::file("make a socket for", &path))?;
@@ -123,7 +122,7 @@ impl Precopy {
     ) -> Result<(), HypervisorError> {
         let begun = Instant::now();
         loop {
-            if self.senders.is_empty() {
+            if self.senders.is_none() {
                 self.senders = Behind::senders(process);
             }
             let info = self.check(qmp, vm).await?;
@@ -166,7 +165,7 @@ impl Precopy {
 
     /// The cut may come at any moment: from now on the copy is at most some milliseconds old.
     pub(super) fn draw_near(&self) {
-        self.senders.come_back();
+        self.senders.iter().for_each(Behind::come_back);
         self.receiver.set(Pace::Near);
     }
 

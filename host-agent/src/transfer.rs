@@ -1,0 +1,52 @@
+//! Files of local snapshots, from one host to another.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`giving`] | the listener, and what it gives to whom |
+//! | [`reading`] | files as chunks, without their holes; the limit of the rate |
+//! | [`fetching`] | orders to fetch: one task each, progress, repetitions |
+//! | [`receiving`] | one transfer: what is missing comes, is compared and becomes a local snapshot of this host |
+//! | [`images`] | what VMs need beside their snapshots, by digest |
+//! | [`fitting`] | could this VM be restored on this host? |
+
+pub mod fetching;
+pub mod fitting;
+pub mod giving;
+pub mod images;
+pub mod reading;
+pub mod receiving;
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use tokio::time::timeout;
+use unasnap_channel::{Reader, Writer};
+use unasnap_protocol::transfer::{Ask, Give};
+
+use crate::fault_point;
+
+/// For the other end's next word, where it has nothing to compute.
+const WORD_LIMIT: Duration = Duration::from_secs(30);
+
+async fn ask(writer: &mut Writer, message: &Ask) -> Result<()> {
+    fault_point::before("seek", message.name()).await?;
+    writer.send(&message.encode(&())).await?;
+    Ok(fault_point::after("seek", message.name()).await?)
+}
+
+async fn give(writer: &mut Writer, message: &Give) -> Result<()> {
+    fault_point::before("give", message.name()).await?;
+    writer.send(&message.encode(&())).await?;
+    Ok(fault_point::after("give", message.name()).await?)
+}
+
+/// The source's next word.
+async fn given(reader: &mut Reader) -> Result<Give> {
+    let Ok(frame) = timeout(WORD_LIMIT, reader.recv()).await else {
+        bail!("it said nothing for {} s", WORD_LIMIT.as_secs());
+    };
+    match frame? {
+        Some(frame) => Ok(Give::decode(&frame)?.1),
+        None => bail!("it closed the connection"),
+    }
+}

@@ -1,0 +1,203 @@
+//! The source's end: hosts ask for local snapshots, and get what is committed.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use unasnap_channel::{Arrival, Connection, Listener, Peer, Reader, Trust, Writer};
+use unasnap_protocol::frame::Frame;
+use unasnap_protocol::name::Name;
+use unasnap_protocol::transfer::{Ask, Give, Image, Item, MAX_IDLE_S, MAX_IMAGES, Offer, Piece, Wanted};
+
+use super::reading::{Rate, chunks, lengths};
+use super::{fitting, give, images};
+use crate::store::manifest::{MANIFEST_FILE, Manifest};
+use crate::store::{Store, files};
+
+/// Transfers at once; others are asked to come back.
+pub const MAX_TRANSFERS: usize = 2;
+/// Connections at once, those without a handshake among them.
+const MAX_CONNECTIONS: usize = 32;
+/// For the first question after the handshake.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a host gives to other hosts.
+pub struct Giver {
+    store: Store,
+    trust: Trust,
+    rate: Rate,
+    transfers: Arc<Semaphore>,
+}
+
+impl Giver {
+    /// Gives from `store`, at most so many bytes per second.
+    #[must_use]
+    pub fn new(store: Store, trust: Trust, per_second: Option<u64>) -> Arc<Self> {
+        let transfers = Arc::new(Semaphore::new(MAX_TRANSFERS));
+        Arc::new(Self { store, trust, rate: Rate::new(per_second), transfers })
+    }
+
+    /// Serves for ever.
+    pub async fn listen(self: Arc<Self>, listener: Listener) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok(arrival) => drop(tokio::spawn(Arc::clone(&self).welcome(arrival, place))),
+                Err(error) => {
+                    tracing::warn!("cannot accept another host's connection: {error}");
+                    // Out of descriptors, most likely: others must end first.
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn welcome(self: Arc<Self>, arrival: Arrival, _place: OwnedSemaphorePermit) {
+        let address = arrival.address();
+        let connection = match arrival.handshake().await {
+            Ok(connection) => connection,
+            Err(error) => return tracing::warn!("refused a connection from {address}: {error}"),
+        };
+        let peer = connection.peer().clone();
+        let (trust, shown) = (self.trust.clone(), connection.certificate().clone());
+        let ended = tokio::select! {
+            ended = self.serve(connection) => ended,
+            why = trust.lost(&shown) => Err(why.into()),
+        };
+        if let Err(error) = ended {
+            tracing::warn!("ended a transfer to {peer}: {error:#}");
+        }
+    }
+
+    async fn serve(&self, connection: Connection) -> Result<()> {
+        let peer = connection.peer().clone();
+        let (mut reader, mut writer) = connection.split();
+        let Peer::Host(host) = peer else {
+            let why = format!("files of snapshots are given to hosts, not to {peer}");
+            return refuse(&mut writer, &why).await;
+        };
+        let Some(Ask::Open(wanted)) = next(&mut reader, OPEN_LIMIT).await? else {
+            return refuse(&mut writer, "the first question has to be which snapshot is wanted").await;
+        };
+        let Ok(_transfer) = self.transfers.try_acquire() else {
+            give(&mut writer, &Give::Busy(())).await?;
+            writer.close().await;
+            return Ok(());
+        };
+        let (store, known) = (self.store.clone(), wanted.clone());
+        let offered = tokio::task::spawn_blocking(move || Offered::new(&store, &known)).await?;
+        let offered = match offered {
+            Ok(offered) => offered,
+            Err(why) => return refuse(&mut writer, &format!("{why:#}")).await,
+        };
+        tracing::info!(vm = %wanted.vm, snapshot = %wanted.snapshot, "host {host} fetches it");
+        give(&mut writer, &Give::Offer(offered.offer.clone())).await?;
+        while let Some(question) = next(&mut reader, Duration::from_secs(MAX_IDLE_S)).await? {
+            let Ask::Read(piece) = question else {
+                return refuse(&mut writer, "one snapshot of one VM for each connection").await;
+            };
+            if let Err(why) = self.send(&offered, piece, &mut writer).await {
+                return refuse(&mut writer, &format!("{why:#}")).await;
+            }
+        }
+        writer.close().await;
+        Ok(())
+    }
+
+    async fn send(&self, offered: &Offered, piece: Piece, writer: &mut Writer) -> Result<()> {
+        let path = offered.path(piece.item)?;
+        let unreadable = || format!("{} cannot be read", path.display());
+        let file = File::open(&path).with_context(unreadable)?;
+        let length = file.metadata().with_context(unreadable)?.len();
+        ensure!(piece.offset <= length, "{} is not that long", path.display());
+        let mut chunks = chunks(file, piece.offset);
+        while let Some(chunk) = chunks.recv().await {
+            let chunk = chunk.with_context(unreadable)?;
+            self.rate.pace(chunk.bytes.len()).await;
+            give(writer, &Give::Chunk(chunk)).await?;
+        }
+        give(writer, &Give::End(length)).await
+    }
+}
+
+/// What is given on one connection.
+struct Offered {
+    folder: PathBuf,
+    manifest: Manifest,
+    images: Vec<PathBuf>,
+    offer: Offer,
+}
+
+impl Offered {
+    fn new(store: &Store, wanted: &Wanted) -> Result<Self> {
+        let Wanted { snapshot, vm, digest } = wanted;
+        let text = store.manifest_text(snapshot, vm)?;
+        let text = text.with_context(|| absent(snapshot, vm))?;
+        ensure!(store.is_committed(snapshot), "{}", absent(snapshot, vm));
+        if *blake3::hash(&text).as_bytes() != *digest {
+            bail!("the manifest of snapshot {snapshot} of VM {vm} is not the one that the coordinator knows");
+        }
+        let manifest = store.manifest(snapshot, vm)?;
+        let definition = store.definition(snapshot, vm)?;
+        let images = images::paths(&manifest, &definition);
+        ensure!(images.len() <= MAX_IMAGES, "VM {vm} has more than {MAX_IMAGES} images");
+        let folder = store.vm_folder(snapshot, vm);
+        fitting::check_images(&manifest, &folder, &definition).map_err(Error::msg)?;
+        let data = |name: &String| Ok(lengths(&folder.join(name))?.1);
+        let offer = Offer {
+            manifest_bytes: text.len() as u64,
+            data_bytes: manifest.files.iter().map(|file| data(&file.name)).collect::<Result<_>>()?,
+            images: images.iter().enumerate().map(|at| describe(&manifest, at)).collect::<Result<_>>()?,
+        };
+        Ok(Self { folder, manifest, images, offer })
+    }
+
+    /// Where an item lies.
+    fn path(&self, item: Item) -> Result<PathBuf> {
+        Ok(match item {
+            Item::Manifest => self.folder.join(MANIFEST_FILE),
+            Item::File(index) => {
+                let file = self.manifest.files.get(index as usize).context("there is no such file")?;
+                self.folder.join(&file.name)
+            }
+            Item::Image(index) => self.images.get(index as usize).context("there is no such image")?.clone(),
+        })
+    }
+}
+
+/// An image as the manifest knows it, or as it is: kernels are no part of a snapshot.
+fn describe(manifest: &Manifest, (index, path): (usize, &PathBuf)) -> Result<Image> {
+    let unreadable = || format!("{}, which the VM needs, cannot be read", path.display());
+    let (length, data_bytes) = lengths(path).with_context(unreadable)?;
+    let known = manifest.bases.get(index);
+    let digest = match known {
+        Some(base) => base.blake3.clone(),
+        None => files::digest(path).with_context(unreadable)?,
+    };
+    let digest = *blake3::Hash::from_hex(&digest).context("the manifest is damaged")?.as_bytes();
+    let size = known.map_or(length, |base| base.size);
+    Ok(Image { path: path.display().to_string(), size, data_bytes, digest })
+}
+
+fn absent(snapshot: &Name, vm: &Name) -> String {
+    format!("no committed snapshot {snapshot} of VM {vm} is on this host")
+}
+
+async fn next(reader: &mut Reader, limit: Duration) -> Result<Option<Ask>> {
+    let waited = timeout(limit, reader.recv()).await;
+    let frame: Option<Frame> =
+        waited.with_context(|| format!("it asked nothing for {} s", limit.as_secs()))??;
+    Ok(frame.map(|frame| Ask::decode(&frame)).transpose()?.map(|((), question)| question))
+}
+
+async fn refuse(writer: &mut Writer, why: &str) -> Result<()> {
+    // The peer may be gone already; the log says why it was refused.
+    let _ = give(writer, &Give::Refused(why.to_owned())).await;
+    writer.close().await;
+    bail!("{why}")
+}

@@ -1,0 +1,126 @@
+//! What VMs need beside their snapshots: the images below their disks, kernels, initial RAM disks. What comes from another
+//! host lies below `state_dir/images`, under its digest.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use unasnap_protocol::transfer::Image;
+
+use crate::bases::{Bases, Known};
+use crate::definition::VmDefinition;
+use crate::hypervisor::base_image::describe;
+use crate::store::files;
+use crate::store::manifest::Manifest;
+
+/// Suffix of an image that has not come to its end.
+const INCOMING: &str = ".incoming";
+
+/// The images that came from other hosts.
+#[derive(Debug, Clone)]
+pub struct Images {
+    state_dir: PathBuf,
+    folder: PathBuf,
+    /// Held while one comes: two VMs may need the same.
+    coming: Arc<Mutex<()>>,
+}
+
+impl Images {
+    /// Of this host.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self { state_dir: state_dir.to_owned(), folder: state_dir.join("images"), coming: Arc::default() }
+    }
+
+    /// Waits until no other image comes.
+    pub async fn lock(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.coming).lock_owned().await
+    }
+
+    /// Where an image of this digest lies, if it is here: among those that came, as a base, or at the source's place.
+    ///
+    /// # Errors
+    /// A file of that length cannot be read.
+    pub fn find(&self, image: &Image) -> io::Result<Option<PathBuf>> {
+        let came = self.place(image);
+        if came.is_file() {
+            return Ok(Some(came));
+        }
+        if let Some(base) = self.base(&hex(&image.digest)) {
+            return Ok(Some(base));
+        }
+        let same = Path::new(&image.path);
+        // Only what is a file is opened: the path is the other host's word.
+        let alike = fs::metadata(same).is_ok_and(|meta| meta.is_file() && meta.len() == image.size);
+        let is_it = same.is_absolute() && alike && files::digest(same)? == hex(&image.digest);
+        Ok(is_it.then(|| same.to_owned()))
+    }
+
+    /// A registered base of this digest that is as it was registered.
+    fn base(&self, blake3: &str) -> Option<PathBuf> {
+        let bases = Bases::open(&self.state_dir, &[]).ok()?;
+        let is_it = |known: &&Known| {
+            let now = describe(&known.image.path);
+            known.image.blake3 == blake3
+                && now.is_ok_and(|now| (now.size, now.modified) == (known.image.size, known.image.modified))
+        };
+        bases.known().values().find(is_it).map(|known| known.image.path.clone())
+    }
+
+    /// Where an image lies once it has come.
+    #[must_use]
+    pub fn place(&self, image: &Image) -> PathBuf {
+        self.folder.join(hex(&image.digest))
+    }
+
+    /// Where it gathers.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn gathering(&self, image: &Image) -> io::Result<PathBuf> {
+        fs::create_dir_all(&self.folder)?;
+        Ok(self.folder.join(format!("{}{INCOMING}", hex(&image.digest))))
+    }
+
+    /// It has come, and its digest is right. `modified` is set, Unix time in ns, where a snapshot's manifest knows it: the
+    /// digest need not be computed again as long as it stays.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn keep(&self, image: &Image, modified: Option<i64>) -> io::Result<PathBuf> {
+        let (from, to) = (self.gathering(image)?, self.place(image));
+        let file = fs::File::open(&from)?;
+        if let Some(ns) = modified.and_then(|ns| u64::try_from(ns).ok()) {
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_nanos(ns))?;
+        }
+        file.sync_all()?;
+        fs::rename(&from, &to)?;
+        files::sync_folder(&self.folder)?;
+        Ok(to)
+    }
+}
+
+/// The images of a VM on this host, in the order in which an offer names them.
+#[must_use]
+pub fn paths(manifest: &Manifest, definition: &VmDefinition) -> Vec<PathBuf> {
+    let disks = manifest.bases.iter().zip(&definition.disks).map(|(_, disk)| disk.image.clone());
+    disks.chain(definition.kernel.clone()).chain(definition.initrd.clone()).collect()
+}
+
+/// The definition with its images where they lie on this host, in the order of [`paths`].
+#[must_use]
+pub fn placed(definition: &VmDefinition, images: &[PathBuf]) -> VmDefinition {
+    let mut placed = definition.clone();
+    let disks = placed.disks.iter_mut().map(|disk| &mut disk.image);
+    let all = disks.chain(&mut placed.kernel).chain(&mut placed.initrd);
+    all.zip(images).for_each(|(path, here)| path.clone_from(here));
+    placed
+}
+
+/// 64 digits.
+#[must_use]
+pub fn hex(digest: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*digest).to_hex().to_string()
+}
