@@ -54,7 +54,7 @@ fn guest<F: Future<Output = ()> + Send>(act: impl Fn(Port) -> F + Send + 'static
 async fn fails(channel: &mut GuestChannel, words: &str) -> GuestError {
     let begun = Instant::now();
     let error = channel.set_word(WordState::idle(1)).await.unwrap_err();
-    assert!(begun.elapsed() < ANSWER_LIMIT + Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < 5 * ANSWER_LIMIT, "{:?}", begun.elapsed());
     assert!(error.to_string().contains(words), "{error}");
     error
 }
