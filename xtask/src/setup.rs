@@ -5,6 +5,7 @@
 
 mod apt;
 mod bzimage;
+pub mod debian;
 mod ebpf;
 mod guest;
 pub mod modules;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::build::{self, Artifacts};
 use crate::layout::Layout;
+use crate::package;
 use crate::process::Group;
 use crate::setup::{self, virtualbox::VirtualBox};
 
@@ -44,11 +45,12 @@ pub fn run(layout: &Layout) -> Result<()> {
     let artifacts = built.as_ref().ok().cloned();
     score.verdict("build", start, built.map(|_| ()));
     let virtualbox = score.virtualbox(layout);
+    let debian = score.debian(layout);
     if let Some(artifacts) = artifacts {
         let mut tests = cargo(layout, &["test", "--quiet", "--workspace", "--no-fail-fast", "--"]);
         tests.args(ONE_BY_ONE);
         environment(&mut tests, &artifacts);
-        tests.envs(virtualbox);
+        tests.envs(virtualbox).envs(debian);
         score.step("tests", tests, 30 * MINUTE);
         let own = std::env::current_exe().context("this program's own path")?;
         let experiments = [
@@ -57,6 +59,7 @@ pub fn run(layout: &Layout) -> Result<()> {
             ("demo", &["demo", "--json"]),
             ("control", &["control"]),
             ("bank", &["bank", "--snapshots", "2", "--fault", "all"]),
+            ("migrate", &["bank", "--snapshots", "2", "--migrate"]),
             ("mixed", &["bank", "--snapshots", "2", "--colouring", "mixed"]),
             ("chaos", &["chaos", "--sample"]),
             ("bench", &["bench", "--quick", "--json"]),
@@ -108,6 +111,19 @@ impl Score {
             Err(error) => (Vec::new(), Err(error)),
         };
         self.verdict("virtualbox", start, result);
+        found
+    }
+
+    /// The variables by which tests find a Debian to make images of, and the agent's package.
+    fn debian(&mut self, layout: &Layout) -> Vec<(&'static str, PathBuf)> {
+        let start = Instant::now();
+        let agent = layout.programs().join("unasnap-guest");
+        let found = setup::debian::install(layout).and_then(|debian| {
+            let package = package::write(layout, &agent)?;
+            Ok(vec![("UNASNAP_TEST_DEBIAN", debian), ("UNASNAP_TEST_PACKAGE", package)])
+        });
+        let (found, result) = found.map_or_else(|error| (Vec::new(), Err(error)), |found| (found, Ok(())));
+        self.verdict("debian", start, result);
         found
     }
 
