@@ -134,7 +134,14 @@ impl Bases {
     /// # Errors
     /// It cannot become one.
     pub async fn consider(&self, path: &str, name: Option<Name>) -> Result<Considered, RequestError> {
-        let path = self.resolve(path)?;
+        self.consider_file(self.resolve(path)?, name).await
+    }
+
+    /// As [`Self::consider`], for a file that lies where this host keeps what comes from others.
+    ///
+    /// # Errors
+    /// It cannot become one.
+    pub async fn consider_file(&self, path: PathBuf, name: Option<Name>) -> Result<Considered, RequestError> {
         if let Some((known, _)) = self.known.iter().find(|(_, base)| base.image.path == path) {
             let is_meant = name.is_none_or(|name| name == *known);
             if is_meant && self.problem(known).await.is_none() {

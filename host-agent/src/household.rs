@@ -1,6 +1,7 @@
 //! What is asked of the host and not of a member: one task that owns the bases, one queue. VMs come and go through
 //! [`Registry`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -16,6 +17,7 @@ use crate::definition::{Disk, VmDefinition};
 use crate::hypervisor::Ground;
 use crate::registry::{Registry, internal, refused};
 use crate::store::Store;
+use crate::transfer::receiving::Receiver;
 
 mod files;
 mod plan;
@@ -32,10 +34,12 @@ pub fn start(
     registry: Arc<Registry>,
     bases: Bases,
     store: Store,
+    receiver: Arc<Receiver>,
     words: mpsc::UnboundedSender<HostWord>,
 ) -> mpsc::Sender<HostOrder> {
     let (sender, orders) = mpsc::channel(QUEUE);
-    let household = Household { registry, bases, store, words, reading: JoinSet::new() };
+    let (coming, reading) = (JoinSet::new(), JoinSet::new());
+    let household = Household { registry, bases, store, receiver, words, coming, reading };
     tokio::spawn(household.run(orders));
     sender
 }
@@ -44,7 +48,10 @@ struct Household {
     registry: Arc<Registry>,
     bases: Bases,
     store: Store,
+    receiver: Arc<Receiver>,
     words: mpsc::UnboundedSender<HostWord>,
+    /// Images that come from other hosts, with the numbers of their tasks and the names that they get.
+    coming: JoinSet<(u64, Name, Result<PathBuf>)>,
     /// Files whose digests are being computed, with the numbers of their tasks.
     reading: JoinSet<(u64, Result<Candidate>)>,
 }
@@ -68,6 +75,16 @@ impl Household {
                     }
                     None => return,
                 },
+                Some(came) = self.coming.join_next() => match came {
+                    Ok((number, name, Ok(path))) => {
+                        let considered = self.bases.consider_file(path, Some(name)).await;
+                        if let Some(outcome) = self.preload(number, considered).await {
+                            self.answer(number, outcome);
+                        }
+                    }
+                    Ok((number, _, Err(error))) => self.answer(number, Err(error)),
+                    Err(error) => tracing::error!("an image did not come: {error}"),
+                },
                 Some(read) = self.reading.join_next() => match read {
                     Ok((number, read)) => {
                         let entered = read.and_then(|candidate| self.bases.enter(candidate));
@@ -87,14 +104,18 @@ impl Household {
     async fn carry_out(&mut self, number: u64, incarnation: u64, task: Task) -> Option<Result<Outcome>> {
         Some(match task {
             Task::Bases => Ok(self.all_bases().await),
-            Task::Preload { path, name } => match self.bases.consider(&path, name).await {
-                Ok(Considered::New(candidate)) => {
-                    self.reading.spawn(async move { (number, candidate.read().await) });
-                    return None;
-                }
-                Ok(Considered::Known(name)) => self.preloaded(&name).await,
-                Err(error) => Err(error),
-            },
+            Task::Preload { path, name } => {
+                let considered = self.bases.consider(&path, name).await;
+                return self.preload(number, considered).await;
+            }
+            Task::Bring(bring) => {
+                let receiver = Arc::clone(&self.receiver);
+                self.coming.spawn(async move {
+                    let came = receiver.bring(&bring).await;
+                    (number, bring.name, came.map_err(|failure| refused(failure.text)))
+                });
+                return None;
+            }
             Task::Unregister(name) => self.unregister(&name),
             Task::Create(new) => match self.bases.sound(&new.base).await {
                 Ok(base) => match of_new(&new, base, &self.bases, self.registry.members()) {
@@ -113,6 +134,17 @@ impl Household {
                 self.registry.remove(&vm, force).await.map(|()| Outcome::Deleted)
             }
         })
+    }
+
+    async fn preload(&mut self, number: u64, considered: Result<Considered>) -> Option<Result<Outcome>> {
+        match considered {
+            Ok(Considered::New(candidate)) => {
+                self.reading.spawn(async move { (number, candidate.read().await) });
+                None
+            }
+            Ok(Considered::Known(name)) => Some(self.preloaded(&name).await),
+            Err(error) => Some(Err(error)),
+        }
     }
 
     async fn make(&self, plan: Plan, incarnation: u64) -> Result<Outcome> {

@@ -68,23 +68,25 @@ pub async fn run(config: Config) -> Result<()> {
         tracing::warn!("programs of VMs that are no longer defined are left: {error:#}");
     }
     let bases = Bases::open(&config.state_dir, &config.image_dirs)?;
-    let serves = config.transfer.map(|transfer| serve(transfer, &store, &trust)).transpose()?;
-    let receiver = Receiver {
+    let images = Images::new(&config.state_dir);
+    let transfer = config.transfer;
+    let serves = transfer.map(|transfer| serve(transfer, &store, &images, &trust)).transpose()?;
+    let receiver = Arc::new(Receiver {
         store: store.clone(),
-        images: Images::new(&config.state_dir),
+        images,
         trust: trust.clone(),
         facts: registry.qemu_facts().await,
-    };
+    });
     let moving = Arc::new(Moving {
         host: config.name.clone(),
         registry: Arc::clone(&registry),
         store: store.clone(),
-        fetcher: Fetcher::new(receiver, answer_sender.clone()),
+        fetcher: Fetcher::new(Arc::clone(&receiver), answer_sender.clone()),
         answers: answer_sender,
         term: AtomicU64::new(0),
         busy: Mutex::default(),
     });
-    let household = household::start(registry, bases, store.clone(), word_sender);
+    let household = household::start(registry, bases, store.clone(), receiver, word_sender);
     let after = config.self_fence_s.map(|seconds| Duration::from_secs(seconds.get()));
     let fence = after.map(|after| fence::start(after, members.clone()));
     let (desk, said) = access::desk();
@@ -116,10 +118,10 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 /// Begins to give files to other hosts; what the coordinator is told of that.
-fn serve(transfer: TransferConfig, store: &Store, trust: &Trust) -> Result<TransferAddress> {
+fn serve(transfer: TransferConfig, store: &Store, images: &Images, trust: &Trust) -> Result<TransferAddress> {
     let listener = Listener::bind(transfer.listen, trust.clone())
         .with_context(|| format!("[transfer] listen: cannot listen on {}", transfer.listen))?;
-    let giver = Giver::new(store.clone(), trust.clone(), transfer.per_second());
+    let giver = Giver::new(store.clone(), images.clone(), trust.clone(), transfer.per_second());
     tokio::spawn(giver.listen(listener));
     Ok(transfer.address())
 }

@@ -5,10 +5,14 @@
 //! | [`giving`] | the listener, and what it gives to whom |
 //! | [`reading`] | files as chunks, without their holes; the limit of the rate |
 //! | [`fetching`] | orders to fetch: one task each, progress, repetitions |
+//! | [`conversation`] | one connection to a host that has files |
 //! | [`receiving`] | one transfer: what is missing comes, is compared and becomes a local snapshot of this host |
+//! | [`bringing`] | an image comes that is to be a base here |
 //! | [`images`] | what VMs need beside their snapshots, by digest |
 //! | [`fitting`] | could this VM be restored on this host? |
 
+mod bringing;
+mod conversation;
 pub mod fetching;
 pub mod fitting;
 pub mod giving;

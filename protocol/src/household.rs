@@ -23,6 +23,7 @@ use crate::guest::Prefix;
 use crate::name::Name;
 use crate::operator::RequestError;
 use crate::role::Role;
+use crate::transfer::Source;
 
 /// What the coordinator says to a host's household.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +89,8 @@ pub enum Task {
         /// At this snapshot; without it, as it is now.
         snapshot: Option<Name>,
     },
+    /// Make an image a base that another host has as one. Only the coordinator asks this: it knows who has it.
+    Bring(Box<Bring>),
 }
 
 impl Task {
@@ -102,6 +105,7 @@ impl Task {
             Self::Clone(_) => "vm clone",
             Self::Delete { .. } => "vm delete",
             Self::Files { .. } => "files",
+            Self::Bring(_) => "image preload",
         }
     }
 
@@ -110,7 +114,11 @@ impl Task {
     pub fn needed_role(&self) -> Role {
         match self {
             Self::Bases | Self::Files { .. } => Role::View,
-            Self::Preload { .. } | Self::Unregister(_) | Self::Create(_) | Self::Clone(_) => Role::Operate,
+            Self::Preload { .. }
+            | Self::Unregister(_)
+            | Self::Create(_)
+            | Self::Clone(_)
+            | Self::Bring(_) => Role::Operate,
             Self::Delete { .. } => Role::Admin,
         }
     }
@@ -122,9 +130,26 @@ impl Task {
             Self::Create(new) => Some(&new.name),
             Self::Clone(clone) => Some(&clone.name),
             Self::Delete { vm, .. } => Some(vm),
-            Self::Bases | Self::Preload { .. } | Self::Unregister(_) | Self::Files { .. } => None,
+            Self::Bases
+            | Self::Preload { .. }
+            | Self::Unregister(_)
+            | Self::Files { .. }
+            | Self::Bring(_) => None,
         }
     }
+}
+
+/// An image that is to come from another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bring {
+    /// How the base is called from then on.
+    pub name: Name,
+    /// Who has it; the first that gives it is taken.
+    pub sources: Vec<Source>,
+    /// What the transfer may take, bytes per second.
+    pub per_second: Option<u64>,
+    /// Until when it has to be there, seconds from now. What has come until then is kept, and the next one goes on there.
+    pub within_s: u32,
 }
 
 /// A VM that is to be made.

@@ -7,6 +7,12 @@
 //!                                        <------------------- Preloaded(base)
 //!                                  name, version and digest become durable
 //!        <----------- Image
+//!
+//!   Image(Preload) ------------->
+//!                                  Task(Bases) --------------------->     who has it?
+//!                                  Task(Bring) --------------------->     whoever has it not gets it from who has
+//!                                        <------------------- Preloaded(base)
+//!        <--------- Household
 //! ```
 //!
 //! An image is what its digest says, wherever it lies: a name with a version stands for one digest, and hosts have it whose bases
@@ -24,6 +30,10 @@ use crate::name::Name;
 pub const MAX_VERSION_BYTES: usize = 63;
 /// Most versions of all images together.
 pub const MAX_VERSIONS: usize = 1000;
+/// Most hosts to which an image is brought by one command.
+pub const MAX_HOSTS: usize = 256;
+/// Longest time that bringing an image may take, seconds: a day.
+pub const MAX_WITHIN_S: u32 = 24 * 3600;
 
 /// Version of an image: `[a-z0-9][a-z0-9.-]*`, 1 to [`MAX_VERSION_BYTES`] bytes. It is never a part of a path.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -146,6 +156,17 @@ pub enum ImageRequest {
     },
     /// Forget a version. Its files stay, and stay bases. `End`.
     Remove(ImageRef),
+    /// Bring a version to hosts, as a base. `Progress`, then `Household` with one answer for each host.
+    Preload {
+        /// What there is.
+        image: ImageRef,
+        /// Who is to have it, 1 to [`MAX_HOSTS`].
+        hosts: Vec<Name>,
+        /// What each transfer may take, bytes per second.
+        per_second: Option<u64>,
+        /// How long it may take, seconds, at most [`MAX_WITHIN_S`].
+        within_s: u32,
+    },
 }
 
 /// One version of an image.

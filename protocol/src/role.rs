@@ -129,6 +129,15 @@ mod tests {
             (Request::RestoreAt(restore()), Role::Operate),
             (Request::Image(ImageRequest::List(None)), Role::View),
             (Request::Image(ImageRequest::Remove("d:1".parse().unwrap())), Role::Operate),
+            (
+                Request::Image(ImageRequest::Preload {
+                    image: "d:1".parse().unwrap(),
+                    hosts: Vec::new(),
+                    per_second: None,
+                    within_s: 1,
+                }),
+                Role::Operate,
+            ),
             (Request::Access(AccessRequest::Turn(name(), 2, Ask::More(1))), Role::Admin),
             (Request::Console(ConsoleRequest { vm: name(), lines: 1 }), Role::Operate),
         ];

@@ -11,6 +11,9 @@
 //!   Read ...
 //! ```
 //!
+//! An image that hosts share as a base comes in the same way: `Base {digest}` takes the place of `Open`, and the offer holds that
+//! image and nothing else.
+//!
 //! Chunks of an item come in order, from the offset on. What lies between them is a hole, and so is what follows the last
 //! one. Names are [`Name`]s, and items are numbers: no path of the target's is ever opened at the source.
 
@@ -34,6 +37,8 @@ messages! {
         200 => Open(Wanted),
         /// Send this, from this offset on.
         201 => Read(Piece),
+        /// First of all, in place of `Open`: a base whose content has this blake3.
+        202 => Base([u8; 32]),
     }
 }
 
@@ -127,14 +132,14 @@ pub struct TransferAddress {
     pub port: u16,
 }
 
-/// Where the files of a member's local snapshot can be fetched.
+/// Where the files of a member's local snapshot, or an image, can be fetched.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Source {
     /// Whose certificate the other end has to show.
     pub host: Name,
     /// `address:port`.
     pub address: String,
-    /// blake3 of the manifest, as SAVED told it.
+    /// blake3 of the manifest, as SAVED told it, or of the image.
     pub digest: [u8; 32],
 }
 

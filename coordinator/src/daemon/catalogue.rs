@@ -18,6 +18,7 @@ use unasnap_protocol::operator::{Reply, RequestError, RequestErrorKind};
 use super::chores::Then;
 use super::journal::{CataloguedImage, Copy, Result, Versions};
 use super::owner::{Owner, Watchers, tell};
+use super::preloading::Wanted;
 use super::registry::not_connected;
 
 /// Longest path that a host may say, bytes: Linux's PATH_MAX.
@@ -32,9 +33,15 @@ fn refuse<T>(text: String) -> Checked<T> {
 impl Owner {
     /// `unasnap image`: asks the hosts what has to be known of them first.
     pub(super) fn on_image(&mut self, request: ImageRequest, replies: mpsc::Sender<Reply>) -> Result<()> {
+        if let Err(error) = self.may_preload(&request) {
+            tell(&vec![replies], &Reply::Failed(error));
+            return Ok(());
+        }
         let (host, task) = match &request {
             ImageRequest::Tag { .. } => return self.go_on_with_image(request, Vec::new(), &vec![replies]),
-            ImageRequest::List(_) | ImageRequest::Remove(_) => (None, Task::Bases),
+            ImageRequest::List(_) | ImageRequest::Remove(_) | ImageRequest::Preload { .. } => {
+                (None, Task::Bases)
+            }
             ImageRequest::Add { host, path, .. } => {
                 (Some(host.clone()), Task::Preload { path: path.clone(), name: None })
             }
@@ -59,6 +66,10 @@ impl Owner {
                     Err(error) => tell(watchers, &Reply::Failed(error)),
                 }
                 return Ok(());
+            }
+            ImageRequest::Preload { image, hosts: wanted, per_second, within_s } => {
+                let bring = Wanted { image, hosts: wanted, per_second, within_s };
+                return self.preload(&bring, &hosts, watchers);
             }
             ImageRequest::Add { image, .. } => {
                 self.added(&image, hosts).map(|changed| (changed, Some(image)))
@@ -148,18 +159,26 @@ impl Owner {
             copies: BTreeMap::new(),
         });
         let digest = entered.blake3.clone();
-        let mut changed = self.with(image, entered)?;
-        // The copy is one of everything that has this digest.
-        for (name, versions) in all {
-            if versions.values().any(|known| known.blake3 == digest) {
+        Ok(self.with_copies(self.with(image, entered)?, &digest, &[(host, copy)]))
+    }
+
+    /// A copy is one of everything that has its digest.
+    pub(super) fn with_copies(
+        &self,
+        mut changed: BTreeMap<Name, Versions>,
+        blake3: &str,
+        copies: &[(Name, Copy)],
+    ) -> BTreeMap<Name, Versions> {
+        for (name, versions) in self.journal.images() {
+            if versions.values().any(|known| known.blake3 == blake3) {
                 changed.entry(name.clone()).or_insert_with(|| versions.clone());
             }
         }
         let of_digest = changed.values_mut().flat_map(BTreeMap::values_mut);
-        for known in of_digest.filter(|known| known.blake3 == digest) {
-            known.copies.insert(host.clone(), copy.clone());
+        for known in of_digest.filter(|known| known.blake3 == blake3) {
+            known.copies.extend(copies.iter().cloned());
         }
-        Ok(changed)
+        changed
     }
 
     fn tagged(&self, image: &ImageRef, tag: &ImageRef) -> Checked<BTreeMap<Name, Versions>> {
@@ -201,7 +220,7 @@ impl Owner {
         Ok(changed)
     }
 
-    fn known(&self, image: &ImageRef) -> Checked<&CataloguedImage> {
+    pub(super) fn known(&self, image: &ImageRef) -> Checked<&CataloguedImage> {
         let known = self.journal.images().get(&image.name).and_then(|versions| versions.get(&image.version));
         let text = || format!("there is no image {image}; `unasnap image list` shows all of them");
         known.ok_or_else(|| RequestError::new(RequestErrorKind::NotFound, text()))
@@ -221,7 +240,7 @@ impl Owner {
 }
 
 /// Bases of this digest that hosts have told of.
-fn found(blake3: &str, hosts: &[HostReport]) -> impl Iterator<Item = ImageCopy> {
+pub(super) fn found(blake3: &str, hosts: &[HostReport]) -> impl Iterator<Item = ImageCopy> {
     let bases = hosts.iter().flat_map(|report| match &report.outcome {
         Ok(Outcome::Bases(bases)) => bases.iter().map(|base| (&report.host, base)).collect(),
         _ => Vec::new(),
@@ -245,7 +264,7 @@ fn missing(host: &Name, hosts: &[HostReport]) -> String {
 }
 
 /// What comes from a host is kept for good: it is as hosts of this release write it.
-fn check(host: &Name, base: &Base) -> Checked<()> {
+pub(super) fn check(host: &Name, base: &Base) -> Checked<()> {
     let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     let is_digest = base.blake3.len() == 64 && base.blake3.bytes().all(hex);
     if is_digest && base.path.len() <= MAX_PATH && ["qcow2", "raw"].contains(&base.format.as_str()) {

@@ -46,6 +46,8 @@ pub enum Then {
     Answer,
     /// Something of the image catalogue.
     Image(ImageRequest),
+    /// An image has come to them; these have had it.
+    Brought(Vec<HostReport>),
 }
 
 type Checked<T> = std::result::Result<T, RequestError>;
@@ -92,6 +94,12 @@ impl Owner {
         then: Then,
         replies: mpsc::Sender<Reply>,
     ) -> Result<()> {
+        if let Task::Bring(_) = request.task {
+            // From where it comes is not for an operator to say.
+            let text = "only the coordinator asks this; `unasnap image preload` has it asked";
+            tell(&vec![replies], &Reply::Failed(RequestError::new(RequestErrorKind::Refused, text)));
+            return Ok(());
+        }
         let checked = self.hosts_meant(&request).and_then(|hosts| {
             let deployments = self.may_begin(&request.task, &hosts)?;
             Ok((hosts, deployments))
@@ -246,7 +254,7 @@ impl Owner {
         ))
     }
 
-    fn open_chore_at(
+    pub(super) fn open_chore_at(
         &mut self,
         task: Task,
         hosts: BTreeSet<Name>,
@@ -262,7 +270,11 @@ impl Owner {
             return Ok(());
         };
         let began = Instant::now();
-        let limit = if matches!(task, Task::Preload { .. } | Task::Bases) { LONG_LIMIT } else { LIMIT };
+        let limit = match &task {
+            Task::Preload { .. } | Task::Bases => LONG_LIMIT,
+            Task::Bring(bring) => Duration::from_secs(bring.within_s.into()) + LONG_LIMIT,
+            _ => LIMIT,
+        };
         let home = self.home(&task);
         let incarnation = home.map_or(0, |deployment| self.journal.counters(&deployment).incarnation);
         let order = HostOrder::Task { number, incarnation, task: task.clone() };
@@ -358,6 +370,7 @@ impl Owner {
             match chore.then {
                 Then::Answer => tell(&chore.watchers, &Reply::Household(HouseholdReport { hosts })),
                 Then::Image(request) => return self.go_on_with_image(request, hosts, &chore.watchers),
+                Then::Brought(had) => return self.on_brought(had, hosts, &chore.watchers),
             }
         }
         Ok(())
@@ -382,6 +395,10 @@ fn fits(task: &Task, outcome: &Checked<Outcome>) -> bool {
         | (Task::Unregister(_), Ok(Outcome::Unregistered))
         | (Task::Delete { .. }, Ok(Outcome::Deleted))
         | (Task::Files { .. }, Ok(Outcome::Files(_))) => true,
+        (Task::Bring(bring), Ok(Outcome::Preloaded(base))) => bring
+            .sources
+            .iter()
+            .all(|source| blake3::Hash::from_bytes(source.digest).to_hex().as_str() == base.blake3),
         (Task::Create(_) | Task::Clone(_), Ok(Outcome::Made { report, .. })) => {
             task.vm() == Some(&report.name)
         }

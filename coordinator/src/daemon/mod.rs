@@ -51,6 +51,7 @@ mod owner;
 mod pausing;
 mod placing;
 mod planning;
+mod preloading;
 mod registry;
 mod replicating;
 mod requests;

@@ -144,7 +144,71 @@ fn who_only_looks_changes_nothing() {
         &["image", "add", "x", PATH[0]][..],
         &["image", "tag", "debian", "1"],
         &["image", "remove", "debian"],
+        &["image", "preload", "debian", "h2"],
     ] {
         fails(&cluster.run(command), 3, &["needs the role operate"]);
     }
+}
+
+#[test]
+fn an_image_is_brought_to_whoever_lacks_it() {
+    let cluster = Cluster::start();
+    let hosts = two_hosts(&cluster);
+    assert_eq!(cluster.run(&["image", "add", "debian:1", PATH[0]]).code, 0);
+    hosts[1].house(|house| house.lacks_base = true);
+    let preload = |more: &[&str]| cluster.run(&[&["image", "preload", "debian:1"], more].concat());
+    for (more, code, words) in [
+        (&["h9"][..], 4, "no host is called h9"),
+        (&["h2", "--window", "01:00"], 2, "is no window: use two different times of day"),
+        (&["h2", "--rate", "0"], 2, "--rate"),
+        (&[], 2, "<HOST>"),
+    ] {
+        fails(&preload(more), code, &[words]);
+    }
+    fails(&cluster.run(&["image", "preload", "suse", "h2"]), 4, &["there is no image suse:latest"]);
+
+    let done = cluster.json(&["image", "preload", "debian:1", "h2", "h1", "--rate", "3"]);
+    let lines = done["preloaded"].as_array().unwrap();
+    let lines: Vec<_> =
+        lines.iter().map(|line| (&line["host"], &line["base"]["name"], &line["error"])).collect();
+    assert_eq!(
+        lines,
+        [(&json!("h1"), &json!("debian"), &json!(null)), (&json!("h2"), &json!("debian"), &json!(null))]
+    );
+    let brought = hosts[1].house(|house| house.brought.take()).unwrap();
+    assert_eq!(
+        (brought.name.as_str(), brought.per_second, brought.within_s),
+        ("debian", Some(3_000_000), 3600)
+    );
+    let sources: Vec<_> =
+        brought.sources.iter().map(|source| (source.host.as_str(), source.digest)).collect();
+    assert_eq!(sources, [("h1", [0xab; 32])]);
+    assert!(hosts[0].house(|house| house.brought.is_none()), "it has it");
+    // The catalogue knows it from now on, and nobody is asked for what is there.
+    hosts[1].set_away(true);
+    wait_until("its host is away", || listed(&cluster) == ["debian:1 h1 h2!"]);
+    let part = preload(&["h1", "h2"]);
+    fails(&part, 5, &["h2: host h2 is not connected", "debian:1 is not on h2"]);
+    assert!(part.stdout.contains("debian:1 on h1: base debian"), "{part:?}");
+}
+
+#[test]
+fn an_image_that_cannot_be_brought_is_not_entered() {
+    let cluster = Cluster::start();
+    let hosts = two_hosts(&cluster);
+    assert_eq!(cluster.run(&["image", "add", "debian:1", PATH[0]]).code, 0);
+    hosts[1].house(|house| house.lacks_base = true);
+    // What comes has another digest.
+    hosts[1].house(|house| house.digest = "cd".repeat(32));
+    let preload = || cluster.run(&["image", "preload", "debian:1", "h2"]);
+    fails(&preload(), 5, &["h2: host h2 answers another question", "debian:1 is not on h2"]);
+    hosts[1].house(|house| house.lacks_base = true);
+    hosts[1].house(|house| house.breaks_after = Some("image preload"));
+    fails(&preload(), 5, &["h2: the connection to host h2 broke"]);
+    wait_until("it is back", || cluster.run(&["image", "list"]).stderr.is_empty());
+    assert_eq!(listed(&cluster), ["debian:1 h1"]);
+    // Nobody who has it is there.
+    hosts[0].set_away(true);
+    wait_until("its host is away", || listed(&cluster) == ["debian:1 h1!"]);
+    fails(&preload(), 5, &["no host that is connected has debian:1", "entered on h1", "[transfer]"]);
 }

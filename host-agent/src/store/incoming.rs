@@ -65,6 +65,19 @@ impl Store {
         self.space.promise(&incoming.folder, bytes)
     }
 
+    /// As [`Self::promise_incoming`], for an image that gathers at this path.
+    ///
+    /// # Errors
+    /// As of [`Store::check_space`].
+    pub fn promise_image(&self, gathering: &Path, bytes: u64) -> Result<(), StoreError> {
+        self.space.promise(gathering, bytes)
+    }
+
+    /// The image has come, or comes no more for now.
+    pub fn settle_image(&self, gathering: &Path) {
+        self.space.settle(gathering);
+    }
+
     /// The transfer ended or broke off: no more is written there for now.
     pub fn settle_incoming(&self, incoming: &Incoming) {
         self.space.settle(&incoming.folder);

@@ -35,8 +35,8 @@ struct Running {
 impl Fetcher {
     /// Nothing is under way.
     #[must_use]
-    pub fn new(receiver: Receiver, answers: mpsc::UnboundedSender<(Envelope, Answer)>) -> Self {
-        Self { receiver: Arc::new(receiver), answers, running: Arc::default() }
+    pub fn new(receiver: Arc<Receiver>, answers: mpsc::UnboundedSender<(Envelope, Answer)>) -> Self {
+        Self { receiver, answers, running: Arc::default() }
     }
 
     /// Begins, or goes on under this envelope.

@@ -1,7 +1,7 @@
 //! The source's end: hosts ask for local snapshots, and get what is committed.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use unasnap_protocol::frame::Frame;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::transfer::{Ask, Give, Image, Item, MAX_IDLE_S, MAX_IMAGES, Offer, Piece, Wanted};
 
+use super::images::{self, Images, hex};
 use super::reading::{Rate, chunks, lengths};
-use super::{fitting, give, images};
+use super::{fitting, give};
 use crate::store::manifest::{MANIFEST_FILE, Manifest};
 use crate::store::{Store, files};
 
@@ -28,17 +29,18 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// What a host gives to other hosts.
 pub struct Giver {
     store: Store,
+    images: Images,
     trust: Trust,
     rate: Rate,
     transfers: Arc<Semaphore>,
 }
 
 impl Giver {
-    /// Gives from `store`, at most so many bytes per second.
+    /// Gives from `store` and of the bases, at most so many bytes per second.
     #[must_use]
-    pub fn new(store: Store, trust: Trust, per_second: Option<u64>) -> Arc<Self> {
+    pub fn new(store: Store, images: Images, trust: Trust, per_second: Option<u64>) -> Arc<Self> {
         let transfers = Arc::new(Semaphore::new(MAX_TRANSFERS));
-        Arc::new(Self { store, trust, rate: Rate::new(per_second), transfers })
+        Arc::new(Self { store, images, trust, rate: Rate::new(per_second), transfers })
     }
 
     /// Serves for ever.
@@ -81,25 +83,29 @@ impl Giver {
             let why = format!("files of snapshots are given to hosts, not to {peer}");
             return refuse(&mut writer, &why).await;
         };
-        let Some(Ask::Open(wanted)) = next(&mut reader, OPEN_LIMIT).await? else {
-            return refuse(&mut writer, "the first question has to be which snapshot is wanted").await;
+        let (store, images) = (self.store.clone(), self.images.clone());
+        let look: Box<dyn FnOnce() -> Result<Offered> + Send> = match next(&mut reader, OPEN_LIMIT).await? {
+            Some(Ask::Open(wanted)) => Box::new(move || Offered::snapshot(&store, &wanted)),
+            Some(Ask::Base(digest)) => Box::new(move || Offered::base(&images, digest)),
+            _ => {
+                let why = "the first question has to be which snapshot or which base is wanted";
+                return refuse(&mut writer, why).await;
+            }
         };
         let Ok(_transfer) = self.transfers.try_acquire() else {
             give(&mut writer, &Give::Busy(())).await?;
             writer.close().await;
             return Ok(());
         };
-        let (store, known) = (self.store.clone(), wanted.clone());
-        let offered = tokio::task::spawn_blocking(move || Offered::new(&store, &known)).await?;
-        let offered = match offered {
+        let offered = match tokio::task::spawn_blocking(look).await? {
             Ok(offered) => offered,
             Err(why) => return refuse(&mut writer, &format!("{why:#}")).await,
         };
-        tracing::info!(vm = %wanted.vm, snapshot = %wanted.snapshot, "host {host} fetches it");
+        tracing::info!("host {host} fetches {}", offered.what);
         give(&mut writer, &Give::Offer(offered.offer.clone())).await?;
         while let Some(question) = next(&mut reader, Duration::from_secs(MAX_IDLE_S)).await? {
             let Ask::Read(piece) = question else {
-                return refuse(&mut writer, "one snapshot of one VM for each connection").await;
+                return refuse(&mut writer, "one thing for each connection").await;
             };
             if let Err(why) = self.send(&offered, piece, &mut writer).await {
                 return refuse(&mut writer, &format!("{why:#}")).await;
@@ -112,7 +118,7 @@ impl Giver {
     async fn send(&self, offered: &Offered, piece: Piece, writer: &mut Writer) -> Result<()> {
         let path = offered.path(piece.item)?;
         let unreadable = || format!("{} cannot be read", path.display());
-        let file = File::open(&path).with_context(unreadable)?;
+        let file = File::open(path).with_context(unreadable)?;
         let length = file.metadata().with_context(unreadable)?.len();
         ensure!(piece.offset <= length, "{} is not that long", path.display());
         let mut chunks = chunks(file, piece.offset);
@@ -127,14 +133,28 @@ impl Giver {
 
 /// What is given on one connection.
 struct Offered {
-    folder: PathBuf,
-    manifest: Manifest,
+    /// For the log.
+    what: String,
+    /// Manifest and files, in its order; none of a base.
+    manifest: Option<PathBuf>,
+    files: Vec<PathBuf>,
     images: Vec<PathBuf>,
     offer: Offer,
 }
 
 impl Offered {
-    fn new(store: &Store, wanted: &Wanted) -> Result<Self> {
+    fn base(images: &Images, digest: [u8; 32]) -> Result<Self> {
+        let path = images.base(&hex(&digest));
+        let path = path.with_context(|| format!("no base of this host has the digest {}", hex(&digest)))?;
+        let (size, data_bytes) =
+            lengths(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let image = Image { path: path.display().to_string(), size, data_bytes, digest };
+        let offer = Offer { manifest_bytes: 0, data_bytes: Vec::new(), images: vec![image] };
+        let what = format!("base {}", path.display());
+        Ok(Self { what, manifest: None, files: Vec::new(), images: vec![path], offer })
+    }
+
+    fn snapshot(store: &Store, wanted: &Wanted) -> Result<Self> {
         let Wanted { snapshot, vm, digest } = wanted;
         let text = store.manifest_text(snapshot, vm)?;
         let text = text.with_context(|| absent(snapshot, vm))?;
@@ -154,19 +174,23 @@ impl Offered {
             data_bytes: manifest.files.iter().map(|file| data(&file.name)).collect::<Result<_>>()?,
             images: images.iter().enumerate().map(|at| describe(&manifest, at)).collect::<Result<_>>()?,
         };
-        Ok(Self { folder, manifest, images, offer })
+        Ok(Self {
+            what: format!("snapshot {snapshot} of VM {vm}"),
+            manifest: Some(folder.join(MANIFEST_FILE)),
+            files: manifest.files.iter().map(|file| folder.join(&file.name)).collect(),
+            images,
+            offer,
+        })
     }
 
     /// Where an item lies.
-    fn path(&self, item: Item) -> Result<PathBuf> {
-        Ok(match item {
-            Item::Manifest => self.folder.join(MANIFEST_FILE),
-            Item::File(index) => {
-                let file = self.manifest.files.get(index as usize).context("there is no such file")?;
-                self.folder.join(&file.name)
-            }
-            Item::Image(index) => self.images.get(index as usize).context("there is no such image")?.clone(),
-        })
+    fn path(&self, item: Item) -> Result<&Path> {
+        let found = match item {
+            Item::Manifest => self.manifest.as_ref().context("there is no manifest")?,
+            Item::File(index) => self.files.get(index as usize).context("there is no such file")?,
+            Item::Image(index) => self.images.get(index as usize).context("there is no such image")?,
+        };
+        Ok(found)
     }
 }
 

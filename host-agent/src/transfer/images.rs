@@ -1,10 +1,11 @@
 //! What VMs need beside their snapshots: the images below their disks, kernels, initial RAM disks. What comes from another
 //! host lies below `state_dir/images`, under its digest.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use unasnap_protocol::transfer::Image;
@@ -18,13 +19,15 @@ use crate::store::manifest::Manifest;
 /// Suffix of an image that has not come to its end.
 const INCOMING: &str = ".incoming";
 
+type Coming = BTreeMap<[u8; 32], Arc<Mutex<()>>>;
+
 /// The images that came from other hosts.
 #[derive(Debug, Clone)]
 pub struct Images {
     state_dir: PathBuf,
     folder: PathBuf,
-    /// Held while one comes: two VMs may need the same.
-    coming: Arc<Mutex<()>>,
+    /// Each held while it comes, by digest: two VMs may need the same.
+    coming: Arc<std::sync::Mutex<Coming>>,
 }
 
 impl Images {
@@ -34,9 +37,13 @@ impl Images {
         Self { state_dir: state_dir.to_owned(), folder: state_dir.join("images"), coming: Arc::default() }
     }
 
-    /// Waits until no other image comes.
-    pub async fn lock(&self) -> OwnedMutexGuard<()> {
-        Arc::clone(&self.coming).lock_owned().await
+    /// Waits until nobody else gets this image.
+    pub async fn lock(&self, image: &Image) -> OwnedMutexGuard<()> {
+        let coming = {
+            let mut all = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(image.digest).or_default())
+        };
+        coming.lock_owned().await
     }
 
     /// Where an image of this digest lies, if it is here: among those that came, as a base, or at the source's place.
@@ -44,12 +51,8 @@ impl Images {
     /// # Errors
     /// A file of that length cannot be read.
     pub fn find(&self, image: &Image) -> io::Result<Option<PathBuf>> {
-        let came = self.place(image);
-        if came.is_file() {
-            return Ok(Some(came));
-        }
-        if let Some(base) = self.base(&hex(&image.digest)) {
-            return Ok(Some(base));
+        if let Some(known) = self.known(&image.digest) {
+            return Ok(Some(known));
         }
         let same = Path::new(&image.path);
         // Only what is a file is opened: the path is the other host's word.
@@ -58,8 +61,16 @@ impl Images {
         Ok(is_it.then(|| same.to_owned()))
     }
 
+    /// As [`find`](Self::find), of an image whose place at the source is not known.
+    #[must_use]
+    pub fn known(&self, digest: &[u8; 32]) -> Option<PathBuf> {
+        let came = Some(self.folder.join(hex(digest))).filter(|came| came.is_file());
+        came.or_else(|| self.base(&hex(digest)))
+    }
+
     /// A registered base of this digest that is as it was registered.
-    fn base(&self, blake3: &str) -> Option<PathBuf> {
+    #[must_use]
+    pub fn base(&self, blake3: &str) -> Option<PathBuf> {
         let bases = Bases::open(&self.state_dir, &[]).ok()?;
         let is_it = |known: &&Known| {
             let now = describe(&known.image.path);

@@ -51,7 +51,7 @@ async fn fill() {
     let failure = failed.unwrap_err();
     assert_eq!(failure.kind, FailureKind::NoSpace, "{failure}");
     assert!(failure.text.contains("the snapshot is untouched on host h1"), "{failure}");
-    assert!(failure.text.contains("what had come of a was removed"), "{failure}");
+    assert!(failure.text.contains("what had come of snapshot s of a was removed"), "{failure}");
     assert!(!folder.join("snapshots/s").exists(), "nothing is kept of it");
     let images = fs::read_dir(folder.join("images")).map_or(0, Iterator::count);
     assert_eq!(images, 0, "nor of its images");

@@ -13,7 +13,8 @@ use unasnap_protocol::transfer::{
     Ask, Chunk, Give, Image, Item, MAX_CHUNK_BYTES as CHUNK, Offer, Piece, Wanted,
 };
 
-use super::support::{Authority, Giving, Taking, envelope, images, name, noise, qcow2};
+use super::authority::Authority;
+use super::support::{Giving, Taking, envelope, images, name, noise, qcow2};
 
 async fn word(connection: &mut Connection) -> Option<Give> {
     let frame = timeout(Duration::from_secs(10), connection.recv()).await.unwrap().ok()??;
@@ -21,7 +22,7 @@ async fn word(connection: &mut Connection) -> Option<Give> {
 }
 
 /// A source that answers as it is told.
-async fn pretend(
+pub async fn pretend(
     authority: &Authority,
     dns_name: &str,
     answer: impl Fn(&Ask) -> Vec<Give> + Send + 'static,
@@ -190,7 +191,7 @@ async fn a_source_that_lies_is_found_out() {
     for (what, offer, manifest, ram, words) in cases {
         let taking = Taking::new(&giving);
         let address = pretend(&giving.authority, "h1.host.unasnap", move |ask| match ask {
-            Ask::Open(_) => vec![Give::Offer(offer.clone())],
+            Ask::Open(_) | Ask::Base(_) => vec![Give::Offer(offer.clone())],
             Ask::Read(Piece { item: Item::Manifest, .. }) => manifest.clone(),
             Ask::Read(_) => ram.clone(),
         })
@@ -268,7 +269,7 @@ async fn lying(giving: &Giving, snapshot: &str) -> SocketAddr {
     };
     pretend(&giving.authority, "h1.host.unasnap", move |ask| {
         let bytes = match ask {
-            Ask::Open(_) => return vec![Give::Offer(offer.clone())],
+            Ask::Open(_) | Ask::Base(_) => return vec![Give::Offer(offer.clone())],
             Ask::Read(Piece { item: Item::Manifest, .. }) => text.clone(),
             Ask::Read(Piece { item: Item::File(index), .. }) => {
                 let file = &manifest.files[*index as usize].name;
@@ -295,7 +296,7 @@ async fn whoever_asks_for_what_is_not_offered_gets_nothing() {
     let open = Ask::Open(Wanted { snapshot: name("s"), vm: name("a"), digest: giving.digest });
     for (asked, words) in [
         (vec![Ask::Read(Piece { item: Item::Manifest, offset: 0 })], "the first question"),
-        (vec![open.clone(), open.clone()], "one snapshot of one VM"),
+        (vec![open.clone(), open.clone()], "one thing for each connection"),
         (vec![open.clone(), Ask::Read(Piece { item: Item::File(99), offset: 0 })], "no such file"),
         (vec![open.clone(), Ask::Read(Piece { item: Item::Image(99), offset: 0 })], "no such image"),
         (vec![open.clone(), Ask::Read(Piece { item: Item::File(0), offset: u64::MAX })], "not that long"),

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod authority;
+mod bases;
 mod full_disk;
 mod hostile;
 mod support;
@@ -174,7 +176,7 @@ async fn an_order_is_answered_while_it_runs_and_not_begun_twice() {
     let giving = Giving::start(Some(1_000_000)).await;
     let taking = Taking::new(&giving);
     let (sender, mut answers) = mpsc::unbounded_channel();
-    let fetcher = Fetcher::new(taking.receiver, sender);
+    let fetcher = Fetcher::new(taking.receiver.into(), sender);
     fetcher.fetch(envelope(), giving.source());
     let later = unasnap_protocol::control::Envelope { term: 2, ..envelope() };
     fetcher.fetch(later.clone(), giving.source());

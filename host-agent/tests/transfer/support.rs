@@ -2,17 +2,16 @@
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use unasnap_channel::{Identity, Listener, TlsFiles, Trust};
+use unasnap_channel::Listener;
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::store::manifest::{
     Accel, BaseImage, Facts, FileRole, Identity as Of, MANIFEST_FILE, RamWay, Saved, SavedFile,
@@ -25,45 +24,14 @@ use unasnap_host::transfer::receiving::Receiver;
 use unasnap_protocol::control::{Envelope, Failure, Moved, Source};
 use unasnap_protocol::name::Name;
 
+use super::authority::Authority;
+
 pub fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
 pub fn envelope() -> Envelope {
     Envelope { vm: name("a"), deployment: name("d"), snapshot: name("s"), epoch: 7, term: 1, incarnation: 1 }
-}
-
-/// A CA that makes certificates.
-pub struct Authority(Issuer<'static, KeyPair>, String);
-
-impl Authority {
-    pub fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self(Issuer::new(params, key), pem)
-    }
-
-    /// As `unasnap pki` makes them: whoever connects has a client's.
-    pub fn trust(&self, dns_name: &str) -> Trust {
-        let folder = tempfile::tempdir().unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![dns_name.to_owned()]).unwrap();
-        params.extended_key_usages = vec![match dns_name {
-            "coordinator.unasnap" => ExtendedKeyUsagePurpose::ServerAuth,
-            _ => ExtendedKeyUsagePurpose::ClientAuth,
-        }];
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        fs::write(folder.path().join("ca.pem"), &self.1).unwrap();
-        fs::write(folder.path().join("cert.pem"), certificate.pem()).unwrap();
-        fs::write(folder.path().join("key.pem"), key.serialize_pem()).unwrap();
-        fs::set_permissions(folder.path().join("key.pem"), PermissionsExt::from_mode(0o600)).unwrap();
-        let mut files =
-            TlsFiles { ca: "ca.pem".into(), cert: "cert.pem".into(), key: "key.pem".into(), crl: None };
-        files.resolve(folder.path());
-        Identity::load(&files).unwrap().into()
-    }
 }
 
 pub fn facts() -> Facts {
@@ -147,7 +115,8 @@ impl Giving {
         let trust = authority.trust("h1.host.unasnap");
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), trust.clone()).unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(Giver::new(store.clone(), trust, per_second).listen(listener));
+        let known = Images::new(folder.path());
+        tokio::spawn(Giver::new(store.clone(), known, trust, per_second).listen(listener));
         let images = [base, kernel];
         let mut giving = Self { folder, store, authority, address, digest: [0; 32], images, image_digest };
         giving.digest = giving.snapshot("s", "a");

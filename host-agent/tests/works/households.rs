@@ -14,12 +14,15 @@ use unasnap_host::registry::Registry;
 use unasnap_host::store::Store;
 use unasnap_host::store::space::Limits;
 use unasnap_host::together::Together;
-use unasnap_protocol::control::{Envelope, Order};
-use unasnap_protocol::household::{HostOrder, HostWord, Outcome, Task, VmClone};
+use unasnap_host::transfer::images::Images;
+use unasnap_host::transfer::receiving::Receiver;
+use unasnap_protocol::control::{Envelope, Order, Source};
+use unasnap_protocol::household::{Bring, HostOrder, HostWord, Outcome, Task, VmClone};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 use unasnap_protocol::power::Verb;
 
+use super::authority::Authority;
 use super::{FakeHypervisor, FakeTaps, Log, TapState, facts};
 
 struct House {
@@ -259,7 +262,13 @@ async fn a_household_answers_every_task_once() {
     let store = Store::open(house.folder.path(), Limits::default()).unwrap();
     let (handle, _) = registry.make(house.definition("vm1"), Ground::Bases(&[]), 0).await.unwrap();
     let bases = Bases::open(house.folder.path(), &[house.path("images")]).unwrap();
-    let orders = household::start(Arc::new(registry), bases, store, sender);
+    let receiver = Receiver {
+        store: store.clone(),
+        images: Images::new(house.folder.path()),
+        trust: Authority::new().trust("h1.host.unasnap"),
+        facts: None,
+    };
+    let orders = household::start(Arc::new(registry), bases, store, receiver.into(), sender);
     let mut ask = async |number: u64, task: Task| {
         orders.send(HostOrder::Task { number, incarnation: 3, task }).await.unwrap();
         loop {
@@ -296,6 +305,10 @@ async fn a_household_answers_every_task_once() {
     let Ok(Outcome::Files(files)) = ask(5, Task::Files { vm: name("vm1"), snapshot: None }).await else {
         panic!("it has no files")
     };
+    let source = Source { host: name("h2"), address: "127.0.0.1:1".to_owned(), digest: [7; 32] };
+    let bring = Bring { name: name("debian"), sources: vec![source], per_second: None, within_s: 9 };
+    let refused = ask(6, Task::Bring(Box::new(bring))).await.unwrap_err();
+    assert!(refused.text.contains("127.0.0.1:1"), "{refused}");
     let needed: Vec<_> = files.needed.iter().map(|file| (file.path.as_str(), file.bytes)).collect();
     assert_eq!((needed, files.missing.len()), (vec![("base.qcow2", 1)], 0));
     for (vm, snapshot) in [("vm9", None), ("vm1", Some(name("ring-000001")))] {

@@ -6,6 +6,8 @@
 
 mod access;
 mod atomic;
+#[path = "../transfer/authority.rs"]
+mod authority;
 mod fakes;
 mod fencing;
 mod households;

@@ -29,6 +29,8 @@ pub fn tasks() -> Vec<Task> {
         deployment: Some(name("ring")),
         addresses: vec![prefixes()],
     };
+    let source = Source { host: name("h1"), address: "10.0.0.1:7421".to_owned(), digest: [7; 32] };
+    let bring = Bring { name: name("debian"), sources: vec![source], per_second: Some(300), within_s: 60 };
     vec![
         Task::Bases,
         Task::Preload { path: "/d".to_owned(), name: Some(name("debian")) },
@@ -37,6 +39,7 @@ pub fn tasks() -> Vec<Task> {
         Task::Clone(Box::new(clone)),
         Task::Delete { vm: name("vm1"), force: true, lose_snapshots: false },
         Task::Files { vm: name("vm1"), snapshot: Some(name("ring-000004")) },
+        Task::Bring(Box::new(bring)),
     ]
 }
 

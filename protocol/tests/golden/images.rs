@@ -10,7 +10,8 @@ pub fn requests() -> Vec<ImageRequest> {
         ImageRequest::List(Some(name("debian"))),
         ImageRequest::Add { image: image.clone(), host: name("h1"), path: "/d".to_owned() },
         ImageRequest::Tag { image: image.clone(), version: Version::latest() },
-        ImageRequest::Remove(image),
+        ImageRequest::Remove(image.clone()),
+        ImageRequest::Preload { image, hosts: vec![name("h2")], per_second: Some(300), within_s: 60 },
     ]
 }
 

@@ -29,7 +29,11 @@ fn transfers() {
     let wanted = Wanted { snapshot: name("ring-000004"), vm: name("vm1"), digest: [7; 32] };
     let image = Image { path: "/srv/a".to_owned(), size: 300, data_bytes: 200, digest: [8; 32] };
     let offer = Offer { manifest_bytes: 700, data_bytes: vec![300, 1], images: vec![image] };
-    pin!(Ask, (), [Ask::Open(wanted), Ask::Read(Piece { item: Item::File(3), offset: 300 })]);
+    pin!(
+        Ask,
+        (),
+        [Ask::Open(wanted), Ask::Read(Piece { item: Item::File(3), offset: 300 }), Ask::Base([8; 32])]
+    );
     pin!(
         Give,
         (),

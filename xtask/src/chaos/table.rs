@@ -82,13 +82,14 @@ pub struct Row {
 }
 
 /// Steps that no row reaches, and why.
-pub const NOT_REACHED: [(&str, &str); 13] = [
+pub const NOT_REACHED: [(&str, &str); 14] = [
     ("journal.host", "written when a host is new; `coordinator/tests` dies there"),
     ("journal.vms", "written when a VM is new; `coordinator/tests` dies there"),
     ("journal.images", "written for the catalogue alone; `coordinator/tests` dies there"),
     ("say.Goodbye", "only a host that is refused hears it"),
     ("say.Household", "no VM comes or goes here; `coordinator/tests` dies there"),
     ("tell.Household", "no VM comes or goes here; `host-agent/tests/qemu` dies there"),
+    ("seek.Base", "no image is preloaded here; `host-agent/tests/transfer` cuts one that comes"),
     ("ask.ReadCounters", "no host asks for counters"),
     ("guest.ReadCounters", "no host asks for counters"),
     ("reply.Failed", "every guest allows what is asked of it here; `host-agent/tests/works` asks others"),
@@ -118,7 +119,7 @@ pub fn reason(group: &str, step: &str) -> Option<&'static str> {
     match (group, step) {
         ("journal", "copies" | "home") | ("order", "Fetch" | "Evict") => Some(coordinator),
         ("give", "Busy" | "Refused") => Some(given),
-        ("seek" | "give", _) | ("store", "receive" | "accept") => Some(host),
+        ("seek", "Open" | "Read") | ("give", _) | ("store", "receive" | "accept") => Some(host),
         ("answer", "Fetching" | "Fetched" | "Evicted") => Some(host),
         _ => NOT_REACHED.iter().find(|(known, _)| *known == name).map(|(_, why)| *why),
     }

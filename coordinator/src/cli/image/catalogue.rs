@@ -1,4 +1,4 @@
-//! `unasnap image add|list|tag|remove`: the catalogue, which the coordinator keeps.
+//! `unasnap image add|list|tag|preload|remove`: the catalogue, which the coordinator keeps.
 
 use std::str::FromStr;
 
@@ -8,6 +8,7 @@ use unasnap_protocol::image::{ImageCopy, ImageRecord, ImageRef, ImageRequest, Ve
 use unasnap_protocol::name::{BadName, Name};
 use unasnap_protocol::operator::{Reply, Request};
 
+use super::preload;
 use crate::cli::{output, progress};
 use crate::config::ClientConfig;
 use crate::failure::Result;
@@ -37,6 +38,8 @@ pub enum Catalogue {
         /// The other version
         version: Version,
     },
+    /// Bring a version to hosts, where it becomes a base; those that have it already are left alone
+    Preload(preload::Preload),
     /// Forget a version; its files stay bases of their hosts
     Remove {
         /// The image
@@ -92,6 +95,7 @@ pub async fn run(config: &ClientConfig, wanted: Catalogue, json: bool) -> Result
             one(config, ImageRequest::Add { image, host, path }, json).await
         }
         Catalogue::Tag { image, version } => one(config, ImageRequest::Tag { image, version }, json).await,
+        Catalogue::Preload(wanted) => preload::run(config, wanted, json).await,
         Catalogue::List { name } => list(config, name, json).await,
         Catalogue::Remove { image } => {
             let removed = image.to_string();

@@ -6,6 +6,7 @@ mod disk;
 mod ext4;
 mod inject;
 mod payload;
+mod preload;
 mod root;
 mod rootfs;
 mod tool;

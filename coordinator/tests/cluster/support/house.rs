@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use unasnap_protocol::control::{Colouring, VmReport, VmState};
 use unasnap_protocol::files::{FileReport, FileRole, NeededFile, StoreKind, Totals};
 use unasnap_protocol::guest::Prefix;
-use unasnap_protocol::household::{Base, HostOrder, HostWord, NewVm, Outcome, Task};
+use unasnap_protocol::household::{Base, Bring, HostOrder, HostWord, NewVm, Outcome, Task};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 use unasnap_protocol::participant::Participant;
@@ -25,6 +25,8 @@ pub struct House {
     pub lacks_base: bool,
     /// Of its base.
     pub digest: String,
+    /// From whom it was to get it, and how.
+    pub brought: Option<Bring>,
     /// VMs that were made, as they were wanted.
     made: BTreeMap<Name, NewVm>,
     /// VMs that are not reported: their definitions are broken.
@@ -53,6 +55,7 @@ impl Default for House {
             refused: BTreeSet::new(),
             lacks_base: false,
             digest: "ab".repeat(32),
+            brought: None,
             made: BTreeMap::new(),
             hidden: BTreeSet::new(),
             tasks: Vec::new(),
@@ -188,6 +191,11 @@ impl Shared {
                 Err(RequestError::new(RequestErrorKind::NotFound, text))
             }
             Task::Preload { .. } => {
+                self.house.lacks_base = false;
+                Ok(Outcome::Preloaded(base))
+            }
+            Task::Bring(bring) => {
+                self.house.brought = Some(*bring);
                 self.house.lacks_base = false;
                 Ok(Outcome::Preloaded(base))
             }
