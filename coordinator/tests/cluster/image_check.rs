@@ -218,6 +218,12 @@ fn what_cannot_be_looked_into_is_said_in_a_sentence() {
     image(system.path(), &disk, 0);
     File::options().write(true).open(&disk).unwrap().write_all_at(&[0xff; 8192], 2048).unwrap();
     refused("is damaged");
+    // More than a name, to debugfs.
+    let release = system.path().join("etc/os-release");
+    fs::remove_file(&release).unwrap();
+    symlink("x /etc/passwd", &release).unwrap();
+    image(system.path(), &disk, 0);
+    refused("none that a system has there");
     fs::write(&disk, [&b"QFI\xfb"[..], &[0xff; 100]].concat()).unwrap();
     refused("version");
     fs::remove_file(&disk).unwrap();

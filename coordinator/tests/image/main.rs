@@ -239,8 +239,11 @@ fn what_cannot_be_done_is_said_and_nothing_is_left() {
     bench.ext4("data.raw", false);
     bench.refuses("data.raw", 2, "ext4 without systemd");
     fs::write(bench.path("random.raw"), [7; 100_000]).unwrap();
-    bench.refuses("random.raw", 2, "something unknown");
+    bench.refuses("random.raw", 2, "nothing that is known");
     bench.refuses("missing.raw", 2, "cannot open");
+    bench.partitioned("cut.raw");
+    File::options().write(true).open(bench.path("cut.raw")).unwrap().set_len(2 * START).unwrap();
+    bench.refuses("cut.raw", 2, "it is truncated");
 
     // Full, but for less than the agent needs.
     bench.ext4("full.raw", true);

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::root::Root;
+use super::disk::Disk;
+use super::ext::Ext;
+use super::{form, root};
 use crate::cli::output;
 use crate::failure::Result;
 
@@ -50,7 +52,6 @@ struct Checked<'a> {
 }
 
 type Said = Result<(Verdict, String)>;
-type Look = fn(&Root) -> Said;
 
 fn holds(why: impl Into<String>) -> Said {
     Ok((Verdict::Holds, why.into()))
@@ -65,20 +66,19 @@ fn unknown(why: impl Into<String>) -> Said {
 }
 
 /// Looks, and says what holds. The exit code is 0 only if all of it does.
-pub fn run(wanted: &Check, json: bool) -> Result<u8> {
-    let root = Root::open(&wanted.file)?;
-    let looks: [(&str, Look); 5] = [
-        ("operating system", operating_system),
-        ("network", network),
-        ("guest agent", agent),
-        ("superuser", superuser),
-        ("remote access", remote_access),
+pub async fn run(wanted: &Check, json: bool) -> Result<u8> {
+    let folder = form::lay_out(&wanted.file).await?;
+    let disk = Disk::open(folder.path(), &wanted.file)?;
+    let root = root::first(&disk).await?;
+    let looks = [
+        ("operating system", operating_system(&root).await?),
+        ("network", network(&root).await?),
+        ("guest agent", agent(&root).await?),
+        ("superuser", superuser(&root).await?),
+        ("remote access", remote_access(&root).await?),
     ];
-    let mut conditions = Vec::new();
-    for (condition, look) in looks {
-        let (verdict, why) = look(&root)?;
-        conditions.push(Condition { condition, verdict, why });
-    }
+    let named = |(condition, (verdict, why))| Condition { condition, verdict, why };
+    let conditions: Vec<_> = looks.into_iter().map(named).collect();
     let all = conditions.iter().all(|condition| condition.verdict == Verdict::Holds);
     if json {
         output::json(&Checked { image: &wanted.file, holds: all, conditions })?;
@@ -97,10 +97,10 @@ pub fn run(wanted: &Check, json: bool) -> Result<u8> {
 }
 
 /// Linux that is new enough.
-fn operating_system(root: &Root) -> Said {
-    let release = match root.text("/etc/os-release")? {
+async fn operating_system(root: &Ext<'_>) -> Said {
+    let release = match root.text("/etc/os-release").await? {
         Some(release) => Some(release),
-        None => root.text("/usr/lib/os-release")?,
+        None => root.text("/usr/lib/os-release").await?,
     };
     let Some(release) = release else {
         return fails("there is no /etc/os-release: it is no Linux that says what it is");
@@ -108,8 +108,8 @@ fn operating_system(root: &Root) -> Said {
     let name =
         release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("a nameless Linux");
     let name = name.trim_matches('"');
-    let mut kernels = root.list("/lib/modules/.")?;
-    let boot = root.list("/boot")?;
+    let mut kernels = root.list("/lib/modules/.").await?;
+    let boot = root.list("/boot").await?;
     kernels.extend(boot.iter().filter_map(|file| Some(file.strip_prefix("vmlinuz-")?.to_owned())));
     let newest = kernels.iter().filter_map(|kernel| Some((version(kernel)?, kernel))).max();
     let (major, minor) = OLDEST_KERNEL;
@@ -131,32 +131,32 @@ fn version(kernel: &str) -> Option<(u32, u32)> {
 }
 
 /// Something gives a network card an address.
-fn network(root: &Root) -> Said {
-    let files = |folder: &str, ending: &str| -> Result<Vec<String>> {
-        let names = root.list(folder)?.into_iter().filter(|name| name.ends_with(ending));
+async fn network(root: &Ext<'_>) -> Said {
+    let files = async |folder: &str, ending: &str| -> Result<Vec<String>> {
+        let names = root.list(folder).await?.into_iter().filter(|name| name.ends_with(ending));
         Ok(names.map(|name| format!("{folder}/{name}")).collect())
     };
     let mut found = Vec::new();
-    for path in files("/etc/netplan", ".yaml")? {
-        let text = root.text(&path)?.unwrap_or_default();
+    for path in files("/etc/netplan", ".yaml").await? {
+        let text = root.text(&path).await?.unwrap_or_default();
         let says = |key: &str| settings(&text).any(|line| line.starts_with(key));
         if says("dhcp4: true") || says("dhcp4: yes") || says("dhcp6: true") || says("addresses:") {
             found.push(path);
         }
     }
-    let networkd = root.exists(&format!("{WANTS}/systemd-networkd.service"))?;
-    for path in files("/etc/systemd/network", ".network")?.into_iter().filter(|_| networkd) {
-        let text = root.text(&path)?.unwrap_or_default();
+    let networkd = root.exists(&format!("{WANTS}/systemd-networkd.service")).await?;
+    for path in files("/etc/systemd/network", ".network").await?.into_iter().filter(|_| networkd) {
+        let text = root.text(&path).await?.unwrap_or_default();
         let gives =
             |line: &str| line.starts_with("Address=") || line.starts_with("DHCP=") && !line.ends_with("=no");
         if settings(&text).any(gives) {
             found.push(path);
         }
     }
-    let mut interfaces = files("/etc/network/interfaces.d", "")?;
+    let mut interfaces = files("/etc/network/interfaces.d", "").await?;
     interfaces.push("/etc/network/interfaces".to_owned());
     for path in interfaces {
-        let text = root.text(&path)?.unwrap_or_default();
+        let text = root.text(&path).await?.unwrap_or_default();
         let gives = |line: &str| {
             let words: Vec<_> = line.split_whitespace().collect();
             matches!(words[..], ["iface", card, "inet" | "inet6", "dhcp" | "static" | "auto"] if card != "lo")
@@ -168,10 +168,10 @@ fn network(root: &Root) -> Said {
     if !found.is_empty() {
         return holds(format!("addresses come by {}", found.join(", ")));
     }
-    if root.exists("/etc/cloud/cloud.cfg")? {
+    if root.exists("/etc/cloud/cloud.cfg").await? {
         return unknown("cloud-init sets it up, from data that the image does not hold");
     }
-    if root.exists("/usr/sbin/NetworkManager")? {
+    if root.exists("/usr/sbin/NetworkManager").await? {
         return unknown("NetworkManager sets it up; by itself it uses DHCP on every card");
     }
     fails(
@@ -185,11 +185,11 @@ fn settings(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// There, started at boot, of a version that it tells.
-fn agent(root: &Root) -> Said {
+async fn agent(root: &Ext<'_>) -> Said {
     let places = ["/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/local/sbin"];
     let mut found = None;
     for path in places.map(|folder| format!("{folder}/unasnap-guest")) {
-        if let Some(bytes) = root.read(&path)? {
+        if let Some(bytes) = root.read(&path).await? {
             found = Some((path, bytes));
             break;
         }
@@ -197,7 +197,7 @@ fn agent(root: &Root) -> Said {
     let Some((path, bytes)) = found else {
         return fails(format!("there is no unasnap-guest in {}", places.join(", ")));
     };
-    if !root.exists(&format!("{WANTS}/unasnap-guest.service"))? {
+    if !root.exists(&format!("{WANTS}/unasnap-guest.service")).await? {
         return fails(format!("{path} is not started at boot: {WANTS} has no unasnap-guest.service"));
     }
     match agent_version(&bytes) {
@@ -225,8 +225,8 @@ fn agent_version(bytes: &[u8]) -> Option<String> {
 }
 
 /// Root can come in, by password or key.
-fn superuser(root: &Root) -> Said {
-    let passwd = root.text("/etc/passwd")?.unwrap_or_default();
+async fn superuser(root: &Ext<'_>) -> Said {
+    let passwd = root.text("/etc/passwd").await?.unwrap_or_default();
     let Some(line) = passwd.lines().find(|line| line.split(':').nth(2) == Some("0")) else {
         return fails("/etc/passwd has nobody of user id 0");
     };
@@ -235,12 +235,12 @@ fn superuser(root: &Root) -> Said {
     if shell.ends_with("/nologin") || shell.ends_with("/false") {
         return fails(format!("{name} cannot log in: the shell is {shell}"));
     }
-    let shadow = root.text("/etc/shadow")?.unwrap_or_default();
+    let shadow = root.text("/etc/shadow").await?.unwrap_or_default();
     let secret = shadow.lines().find_map(|line| line.strip_prefix(&format!("{name}:"))?.split(':').next());
     if secret.is_some_and(|secret| !secret.is_empty() && !secret.starts_with(['!', '*'])) {
         return holds(format!("{name} has a password"));
     }
-    let keys = root.text("/root/.ssh/authorized_keys")?.unwrap_or_default();
+    let keys = root.text("/root/.ssh/authorized_keys").await?.unwrap_or_default();
     match settings(&keys).any(|line| !line.is_empty()) {
         true => holds(format!("{name} has keys in /root/.ssh/authorized_keys")),
         false => fails(format!("{name} has neither a password nor a key in /root/.ssh/authorized_keys")),
@@ -248,10 +248,10 @@ fn superuser(root: &Root) -> Said {
 }
 
 /// An SSH server that starts at boot.
-fn remote_access(root: &Root) -> Said {
+async fn remote_access(root: &Ext<'_>) -> Said {
     let mut server = None;
     for path in ["/usr/sbin/sshd", "/usr/sbin/dropbear"] {
-        if root.exists(path)? {
+        if root.exists(path).await? {
             server = Some(path);
             break;
         }
@@ -263,7 +263,7 @@ fn remote_access(root: &Root) -> Said {
         "sockets.target.wants/ssh.socket",
         "multi-user.target.wants/dropbear.service",
     ] {
-        if root.exists(&format!("/etc/systemd/system/{unit}"))? {
+        if root.exists(&format!("/etc/systemd/system/{unit}")).await? {
             return holds(format!("{server}, started at boot"));
         }
     }

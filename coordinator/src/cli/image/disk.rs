@@ -8,6 +8,8 @@ use std::path::Path;
 
 use crate::failure::{CliError, Result};
 
+/// A raw disk in a folder of ours. By an image's own name programs could understand an option or an offset.
+pub const NAME: &str = "disk";
 /// Of partition tables, bytes. Disks with sectors of 4096 bytes are not understood.
 const SECTOR: u64 = 512;
 /// Most partitions that are looked at, as many as a GPT usually has room for.
@@ -46,24 +48,28 @@ const MARKS: [(u64, &[u8], &str); 7] = [
     (82, b"FAT32", "FAT"),
 ];
 
-/// A raw image that is open.
+/// A raw disk that is open.
 pub struct Disk<'a> {
-    path: &'a Path,
+    /// Where it lies, as [`NAME`].
+    pub folder: &'a Path,
+    /// The image that it was made of, for errors.
+    pub shown: &'a Path,
     file: File,
     length: u64,
 }
 
 impl<'a> Disk<'a> {
-    /// Opens one.
-    pub fn open(path: &'a Path) -> Result<Self> {
-        let cannot = |error| CliError::usage(format!("{} cannot be read: {error}", path.display()));
+    /// Opens the one in `folder`.
+    pub fn open(folder: &'a Path, shown: &'a Path) -> Result<Self> {
+        let cannot = |error| CliError::usage(format!("{} cannot be read: {error}", shown.display()));
+        let path = folder.join(NAME);
         // Opening a pipe would wait for a writer.
         if !path.metadata().map_err(cannot)?.is_file() {
-            return Err(CliError::usage(format!("{} is no regular file", path.display())));
+            return Err(CliError::usage(format!("{} is no regular file", shown.display())));
         }
         let file = File::open(path).map_err(cannot)?;
         let length = file.metadata().map_err(cannot)?.len();
-        Ok(Self { path, file, length })
+        Ok(Self { folder, shown, file, length })
     }
 
     /// Its partitions; without a table, the disk as a whole.
@@ -181,12 +187,12 @@ impl<'a> Disk<'a> {
             Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidInput) => {
                 Err(self.damaged(format!("it ends before byte {}", at.saturating_add(length as u64))))
             }
-            Err(error) => Err(CliError::usage(format!("{} cannot be read: {error}", self.path.display()))),
+            Err(error) => Err(CliError::usage(format!("{} cannot be read: {error}", self.shown.display()))),
         }
     }
 
     fn damaged(&self, what: impl AsRef<str>) -> CliError {
-        CliError::usage(format!("{} is no whole disk image: {}", self.path.display(), what.as_ref()))
+        CliError::usage(format!("{} is no whole disk image: {}", self.shown.display(), what.as_ref()))
     }
 }
 

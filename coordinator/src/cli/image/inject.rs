@@ -9,12 +9,14 @@ use clap::Args;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use unasnap_files::qcow2::{self, Needs};
 
+use super::disk::Disk;
+use super::form::Form;
 use super::payload::Payload;
-use super::{rootfs, tool};
+use super::root;
 use crate::cli::output;
 use crate::failure::{CliError, Kind, Result};
 
@@ -74,8 +76,9 @@ async fn inject(wanted: &InjectAgent) -> Result<Outcome> {
     let image = Image::claim(&wanted.image)?;
     let work = Work::begin(&image.path)?;
     let payload = Payload::load(wanted, &work.0).await?;
-    let form = image.unfold(&work.0).await?;
-    let system = rootfs::find(&work.0, "disk").await?;
+    let form = Form::unfold(&image.path, image.qcow2, &work.0).await?;
+    let disk = Disk::open(&work.0, &image.path)?;
+    let system = root::only(&disk).await?;
     let changed = !system.has(&payload).await?;
     if changed {
         system.settle().await?;
@@ -134,31 +137,6 @@ impl Image {
         Ok(Self { path, file, metadata, qcow2: needs.is_some() })
     }
 
-    /// Makes a raw image `disk` of it.
-    async fn unfold(&self, folder: &Path) -> Result<Form> {
-        let to = if self.qcow2 { "copy" } else { "disk" };
-        let copy =
-            ["--reflink=auto", "--sparse=always", "--", &self.path.to_string_lossy(), to].map(str::to_owned);
-        tool::text(folder, "cp", &copy, tool::LONG).await?;
-        if !self.qcow2 {
-            return Ok(Form::Raw);
-        }
-        let info =
-            tool::text(folder, "qemu-img", &["info", "-f", "qcow2", "--output=json", "copy"], tool::SHORT);
-        let info: Info = parse(&info.await?)?;
-        if let Some(why) = info.would_be_lost() {
-            return Err(CliError::new(Kind::Refused, format!("{}: {why}", self.path.display())));
-        }
-        // Its exit code tells of leaks as well, which do no harm.
-        let check = ["check", "-f", "qcow2", "--output=json", "copy"];
-        let check = tool::output(folder, "qemu-img", &check, tool::LONG).await?;
-        let check: Check = parse(&String::from_utf8_lossy(&check.stdout))?;
-        let convert = ["convert", "-f", "qcow2", "-O", "raw", "copy", "disk"];
-        tool::text(folder, "qemu-img", &convert, tool::LONG).await?;
-        let _ = fs::remove_file(folder.join("copy"));
-        Ok(Form::Qcow2 { info, compressed: check.compressed_clusters > 0 })
-    }
-
     /// Gives the image's name, owner and mode to the file at `new`.
     fn replace(&self, new: &Path) -> Result<()> {
         let failed = |error| CliError::usage(format!("cannot replace {}: {error}", self.path.display()));
@@ -178,94 +156,6 @@ impl Image {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
-}
-
-/// How the image was, and is to be again.
-enum Form {
-    Raw,
-    Qcow2 { info: Info, compressed: bool },
-}
-
-impl Form {
-    /// Makes the image of the raw `disk`; answers its name.
-    async fn fold(&self, folder: &Path) -> Result<&'static str> {
-        let Self::Qcow2 { info, compressed } = self else { return Ok("disk") };
-        let options = info.options();
-        let mut convert = vec!["convert", "-f", "raw", "-O", "qcow2", "-o", &options];
-        convert.extend(compressed.then_some("-c"));
-        convert.extend(["disk", "new"]);
-        tool::text(folder, "qemu-img", &convert, tool::LONG).await?;
-        let compare = ["compare", "-f", "raw", "-F", "qcow2", "disk", "new"];
-        tool::text(folder, "qemu-img", &compare, tool::LONG).await?;
-        Ok("new")
-    }
-}
-
-/// What `qemu-img info` says.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Info {
-    cluster_size: u64,
-    #[serde(default)]
-    encrypted: bool,
-    #[serde(default)]
-    snapshots: Vec<serde::de::IgnoredAny>,
-    format_specific: Specific,
-}
-
-#[derive(Deserialize)]
-struct Specific {
-    data: Qcow2,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Qcow2 {
-    compat: String,
-    compression_type: Option<String>,
-    #[serde(default)]
-    extended_l2: bool,
-    #[serde(default)]
-    bitmaps: Vec<serde::de::IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Check {
-    #[serde(default)]
-    compressed_clusters: u64,
-}
-
-impl Info {
-    /// What a new image would not have.
-    fn would_be_lost(&self) -> Option<&'static str> {
-        if self.encrypted {
-            return Some("it is encrypted");
-        }
-        if !self.snapshots.is_empty() {
-            return Some(
-                "it has internal snapshots, which would be lost; delete them, or use a copy without them",
-            );
-        }
-        (!self.format_specific.data.bitmaps.is_empty()).then_some("it has dirty bitmaps, which would be lost")
-    }
-
-    fn options(&self) -> String {
-        let Qcow2 { compat, compression_type, extended_l2, .. } = &self.format_specific.data;
-        let mut options = format!("compat={compat},cluster_size={}", self.cluster_size);
-        // An older form knows neither.
-        if compat != "0.10" {
-            options += &compression_type
-                .as_ref()
-                .map_or_else(String::new, |kind| format!(",compression_type={kind}"));
-            options += if *extended_l2 { ",extended_l2=on" } else { "" };
-        }
-        options
-    }
-}
-
-fn parse<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T> {
-    serde_json::from_str(text).map_err(|error| CliError::usage(format!("qemu-img said {text:?}: {error}")))
 }
 
 /// A folder beside the image, so that a rename puts the result into its place. It goes with this value; one that was left by

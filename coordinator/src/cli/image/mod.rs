@@ -3,12 +3,12 @@
 mod catalogue;
 mod check;
 mod disk;
-mod ext4;
+mod ext;
+mod form;
 mod inject;
 mod payload;
 mod preload;
 mod root;
-mod rootfs;
 mod tool;
 
 use clap::Subcommand;
@@ -34,7 +34,7 @@ pub fn run(config: impl FnOnce() -> Result<ClientConfig>, wanted: Image, json: b
             let config = config()?;
             super::runtime(false)?.block_on(catalogue::run(&config, wanted, json)).map(|()| 0)
         }
-        Image::Check(wanted) => check::run(&wanted, json),
+        Image::Check(wanted) => super::runtime(false)?.block_on(check::run(&wanted, json)),
         Image::InjectAgent(wanted) => super::runtime(false)?.block_on(inject::run(wanted, json)).map(|()| 0),
     }
 }

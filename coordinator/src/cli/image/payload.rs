@@ -15,7 +15,8 @@ const UNIT_TEXT: &[u8] = include_bytes!("../../../../docs/units/unasnap-guest.se
 const WANTED: &str = "/etc/systemd/system/multi-user.target.wants/unasnap-guest.service";
 /// More than a package of ours will ever hold.
 const MAX_FILES: usize = 64;
-const MAX_BYTES: u64 = 64 << 20;
+/// Nor a file of it; what is longer could not be read back from the image.
+const MAX_BYTES: u64 = tool::MAX_OUTPUT;
 
 /// A file of the guest.
 #[derive(Debug)]

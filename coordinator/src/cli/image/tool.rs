@@ -1,9 +1,13 @@
-//! The programs that know images and file systems: qemu-img, debugfs and the like. Each ends with its future.
+//! The programs that know images and file systems: qemu-img, debugfs and the like. Each ends with its future. What they say may
+//! come from an image of anybody, and so is capped.
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::failure::{CliError, Kind, Result};
 
@@ -11,18 +15,15 @@ use crate::failure::{CliError, Kind, Result};
 pub const LONG: Duration = Duration::from_secs(3600);
 /// For what looks at a few blocks.
 pub const SHORT: Duration = Duration::from_secs(120);
+/// Most that is kept of what a program writes to either of its outputs, bytes.
+pub const MAX_OUTPUT: u64 = 64 << 20;
 
 /// Program, and the Debian package that has it.
-const PACKAGES: [(&str, &str); 6] = [
-    ("qemu-img", "qemu-utils"),
-    ("debugfs", "e2fsprogs"),
-    ("e2fsck", "e2fsprogs"),
-    ("partx", "util-linux"),
-    ("blkid", "util-linux"),
-    ("dpkg-deb", "dpkg"),
-];
+const PACKAGES: [(&str, &str); 4] =
+    [("qemu-img", "qemu-utils"), ("debugfs", "e2fsprogs"), ("e2fsck", "e2fsprogs"), ("dpkg-deb", "dpkg")];
 
-/// Runs a program in `folder` to its end, however that is.
+/// Runs a program in `folder` to its end, however that is. One that says more than [`MAX_OUTPUT`] finds nobody who reads on,
+/// which usually ends it; what it said until then is the answer.
 ///
 /// # Errors
 /// It cannot be started, or takes longer than `limit`.
@@ -37,20 +38,36 @@ pub async fn output(
     path.push(":/usr/sbin:/sbin");
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).current_dir(folder).env("PATH", path).env("LC_ALL", "C");
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let failed = |error: std::io::Error| {
+    // Else debugfs may hand what it shows to a pager.
+    command.env("DEBUGFS_PAGER", "__none__");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let failed = |error: io::Error| {
         let package = PACKAGES.iter().find(|(name, _)| *name == program);
         let package =
             package.map_or_else(String::new, |(_, package)| format!("; it is in the package {package}"));
         CliError::usage(format!("cannot run {program}: {error}{package}"))
     };
-    match tokio::time::timeout(limit, command.output()).await {
-        Ok(outcome) => outcome.map_err(failed),
+    let mut child = command.spawn().map_err(failed)?;
+    let (stdout, stderr) = (beginning(child.stdout.take()), beginning(child.stderr.take()));
+    match tokio::time::timeout(limit, async { tokio::try_join!(child.wait(), stdout, stderr) }).await {
+        Ok(ended) => {
+            let (status, stdout, stderr) = ended.map_err(failed)?;
+            Ok(Output { status, stdout, stderr })
+        }
         Err(_) => {
             let text = format!("{program} was not done after {} s; it was ended", limit.as_secs());
             Err(CliError::new(Kind::TimedOut, text))
         }
     }
+}
+
+/// The first [`MAX_OUTPUT`] bytes. The pipe is closed then, so that a program with more to say does not wait for ever.
+async fn beginning(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(MAX_OUTPUT).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
 }
 
 /// The standard output of a program that succeeds.
@@ -76,4 +93,16 @@ pub fn said(output: &Output) -> String {
     let words = String::from_utf8_lossy(&words);
     let lines: Vec<_> = words.lines().map(str::trim).filter(|line| !line.is_empty()).take(8).collect();
     if lines.is_empty() { output.status.to_string() } else { lines.join("; ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_does_not_stop_talking_is_cut_off() {
+        let said = output(Path::new("/"), "yes", &["and so on"], LONG).await.unwrap();
+        assert_eq!(said.stdout.len() as u64, MAX_OUTPUT);
+        assert!(said.stdout.starts_with(b"and so on\n") && !said.status.success());
+    }
 }

@@ -1,69 +1,26 @@
-//! An ext4 file system inside a raw image, by the file system's own tools: no mount, no loop device, no root.
+//! What is written into an ext file system, by the file system's own tools too: `debugfs -w` and `e2fsck`.
 
 use std::fs;
-use std::path::Path;
 
-use super::payload::{File, Payload};
-use super::tool;
+use super::{Ext, Kind, Stat};
+use crate::cli::image::payload::{File, Payload};
+use crate::cli::image::tool;
 use crate::failure::{CliError, Result};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Directory,
-    Regular,
-    Other,
-}
-
-/// What is at a path.
-#[derive(Debug, Clone, Copy)]
-pub struct Stat {
-    pub kind: Kind,
-    mode: u32,
-    owned_by_root: bool,
-}
-
-#[derive(Debug)]
-pub struct Ext4<'a> {
-    folder: &'a Path,
-    /// The disk and where the file system begins in it, the way libext2fs wants to be told.
-    device: String,
-}
-
-impl<'a> Ext4<'a> {
-    /// The one that begins at byte `offset` of the file `disk` in `folder`.
-    pub fn new(folder: &'a Path, disk: &str, offset: u64) -> Self {
-        Self { folder, device: format!("{disk}?offset={offset}") }
-    }
-
-    /// What is at this path, a link at its end not followed.
-    pub async fn stat(&self, path: &str) -> Result<Option<Stat>> {
-        let shown = self.ask(&format!("stat {path}")).await?;
-        let after = |key: &str| shown.split_once(key)?.1.split_whitespace().next();
-        let Some(kind) = after("Type: ") else { return Ok(None) };
-        let kind = match kind {
-            "directory" => Kind::Directory,
-            "regular" => Kind::Regular,
-            _ => Kind::Other,
-        };
-        let mode = after("Mode:").and_then(|mode| u32::from_str_radix(mode, 8).ok()).unwrap_or(0);
-        let owned_by_root = after("User:") == Some("0") && after("Group:") == Some("0");
-        Ok(Some(Stat { kind, mode, owned_by_root }))
-    }
-
+impl Ext<'_> {
     /// Whether all of it is there, exactly so.
     pub async fn has(&self, payload: &Payload) -> Result<bool> {
         for file in &payload.files {
             let right =
                 |stat: Stat| stat.kind == Kind::Regular && stat.mode == file.mode && stat.owned_by_root;
             if !self.stat(&file.path).await?.is_some_and(right)
-                || self.read(&file.path).await? != file.content
+                || self.read(&file.path).await?.as_ref() != Some(&file.content)
             {
                 return Ok(false);
             }
         }
         let (link, target) = payload.link;
-        let shown = self.ask(&format!("stat {link}")).await?;
-        Ok(shown.contains(&format!("Fast link dest: \"{target}\"")))
+        Ok(self.stat(link).await?.is_some_and(|stat| stat.kind == Kind::Link(target.to_owned())))
     }
 
     /// Plays back the journal of a guest that was not shut down, and mends what can be mended safely.
@@ -156,19 +113,6 @@ impl<'a> Ext4<'a> {
             Some(_) => *script += &format!("rm {path}\n"),
         }
         Ok((folder, name))
-    }
-
-    async fn read(&self, path: &str) -> Result<Vec<u8>> {
-        let out = self.folder.join("dumped");
-        // Nothing of an earlier one counts.
-        let _ = fs::remove_file(&out);
-        self.ask(&format!("dump {path} dumped")).await?;
-        Ok(fs::read(&out).unwrap_or_default())
-    }
-
-    /// The output of one command, read-only.
-    async fn ask(&self, command: &str) -> Result<String> {
-        tool::text(self.folder, "debugfs", &["-R", command, &self.device], tool::SHORT).await
     }
 }
 
