@@ -82,14 +82,18 @@ impl Owner {
         Ok(())
     }
 
-    fn all_run(&self, deployment: &Name) -> bool {
-        let runs = |report: &VmReport| matches!(report.state, VmState::Running | VmState::Starting);
+    pub(super) fn all_run(&self, deployment: &Name) -> bool {
         self.reports(deployment).all(|report| report.is_some_and(runs))
     }
 
     /// Of each of its VMs; `None` where the host is away.
-    fn reports(&self, deployment: &Name) -> impl Iterator<Item = Option<&VmReport>> {
+    pub(super) fn reports(&self, deployment: &Name) -> impl Iterator<Item = Option<&VmReport>> {
         let members = self.journal.vms().iter().filter(move |(_, vm)| vm.deployment == *deployment);
         members.map(|(name, vm)| self.registry.report(&vm.host, name))
     }
+}
+
+/// Does it run, or will it by itself?
+pub(super) fn runs(report: &VmReport) -> bool {
+    matches!(report.state, VmState::Running | VmState::Starting)
 }

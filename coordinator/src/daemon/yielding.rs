@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use unasnap_protocol::control::VmState;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::Reply;
 use unasnap_protocol::power::GivingWay;
 
 use super::journal::{Result, Yielding};
 use super::owner::{Owner, tell};
+use super::pausing::runs;
 
 /// From one attempt to pause or resume a deployment to the next.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
@@ -110,13 +110,11 @@ impl Owner {
 
     fn seen(&self, deployment: &Name) -> Seen {
         let members = || self.journal.vms().iter().filter(|(_, vm)| vm.deployment == *deployment);
-        let state = |name, host| self.registry.report(host, name).map(|report| report.state);
-        let runs = |state| matches!(state, Some(VmState::Running | VmState::Starting));
         Seen {
             user_here: members().any(|(_, vm)| self.registry.user_here(&vm.host)),
             complete: members().all(|(_, vm)| self.registry.host(&vm.host).is_some()),
-            any_runs: members().any(|(name, vm)| runs(state(name, &vm.host))),
-            all_run: members().all(|(name, vm)| runs(state(name, &vm.host))),
+            any_runs: self.reports(deployment).flatten().any(runs),
+            all_run: self.all_run(deployment),
             for_user: self.journal.yielding(deployment).is_some_and(|yielding| yielding.paused),
         }
     }
