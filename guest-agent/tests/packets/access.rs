@@ -40,6 +40,18 @@ fn turn(bench: &mut Bench, session: u64, number: u32, ask: &Ask) -> Said {
     }
 }
 
+/// The turn is asked until there is an answer: there is none also while the worker has its hand on it.
+fn answered(bench: &mut Bench, session: u64, number: u32, ask: &Ask) -> Said {
+    let begun = Instant::now();
+    loop {
+        match turn(bench, session, number, ask) {
+            Said::NotYet => assert!(begun.elapsed() < PATIENCE, "no answer to {ask:?}"),
+            said => return said,
+        }
+        sleep(Duration::from_millis(2));
+    }
+}
+
 impl Talk {
     fn begin(bench: &mut Bench, session: u64, ask: &Ask) -> (Self, Said) {
         let mut talk = Self { session, number: 0 };
@@ -47,20 +59,12 @@ impl Talk {
         (talk, said)
     }
 
-    /// Until there is an answer; each turn is asked once more than needed.
+    /// Each turn is asked once more than needed.
     fn ask(&mut self, bench: &mut Bench, ask: &Ask) -> Said {
         self.number += 1;
-        let begun = Instant::now();
-        loop {
-            match turn(bench, self.session, self.number, ask) {
-                Said::NotYet => assert!(begun.elapsed() < PATIENCE, "no answer to {ask:?}"),
-                said => {
-                    assert_eq!(turn(bench, self.session, self.number, ask), said, "a repeated turn");
-                    return said;
-                }
-            }
-            sleep(Duration::from_millis(2));
-        }
+        let said = answered(bench, self.session, self.number, ask);
+        assert_eq!(answered(bench, self.session, self.number, ask), said, "a repeated turn");
+        said
     }
 
     /// All that a command writes, and how it ends.
@@ -121,12 +125,16 @@ fn stays(bench: &mut Bench, session: u64, seconds: u32) -> (Talk, PathBuf) {
 fn nothing_is_allowed_unless_the_agent_was_told_to() {
     let path = "/etc/hostname".parse().unwrap();
     let mut bench = Bench::new();
-    refused(&turn(&mut bench, 1, 1, &exec(&["true"], 1)), RefusalKind::NotAllowed, "run --allow exec`");
+    refused(&answered(&mut bench, 1, 1, &exec(&["true"], 1)), RefusalKind::NotAllowed, "run --allow exec`");
     let mut bench = allowing("files");
-    refused(&turn(&mut bench, 1, 1, &exec(&["true"], 1)), RefusalKind::NotAllowed, "run --allow files,exec`");
+    refused(
+        &answered(&mut bench, 1, 1, &exec(&["true"], 1)),
+        RefusalKind::NotAllowed,
+        "run --allow files,exec`",
+    );
     let mut bench = allowing("exec");
     assert_eq!(run(&mut bench, 1, &["true"]).2, Exit::Code(0));
-    refused(&turn(&mut bench, 2, 1, &Ask::Get(path)), RefusalKind::NotAllowed, "does not allow files");
+    refused(&answered(&mut bench, 2, 1, &Ask::Get(path)), RefusalKind::NotAllowed, "does not allow files");
 }
 
 #[test]
@@ -183,14 +191,14 @@ fn what_nobody_wants_any_more_is_killed() {
     let (mut talk, child) = stays(&mut bench, 1, 3600);
     assert_eq!(talk.ask(&mut bench, &Ask::Close), Said::Closed);
     until_gone(&mut bench, &child);
-    refused(&turn(&mut bench, 1, 3, &Ask::More(1)), RefusalKind::Gone, "does not know");
+    refused(&answered(&mut bench, 1, 3, &Ask::More(1)), RefusalKind::Gone, "does not know");
 
     // The guest was restored: its host side is of another life.
     let (talk, child) = stays(&mut bench, 2, 3600);
     bench.incarnation += 1;
     bench.set_word(WordState::idle(0));
     until_gone(&mut bench, &child);
-    refused(&turn(&mut bench, 2, talk.number, &Ask::More(1)), RefusalKind::Gone, "does not know");
+    refused(&answered(&mut bench, 2, talk.number, &Ask::More(1)), RefusalKind::Gone, "does not know");
     assert_eq!(run(&mut bench, 3, &["true"]).2, Exit::Code(0));
 }
 
@@ -214,7 +222,7 @@ fn a_guest_has_so_many_conversations_and_no_more() {
     for session in 1..=8 {
         Talk::begin(&mut bench, session, &exec(&["sleep", "3600"], 3600));
     }
-    refused(&turn(&mut bench, 9, 1, &exec(&["true"], 1)), RefusalKind::Busy, "wait for one to end");
+    refused(&answered(&mut bench, 9, 1, &exec(&["true"], 1)), RefusalKind::Busy, "wait for one to end");
     assert_eq!(turn(&mut bench, 1, 2, &Ask::Close), Said::Closed);
     for session in 10..40 {
         assert_eq!(run(&mut bench, session, &["true"]).2, Exit::Code(0), "ended ones make room");
@@ -230,10 +238,10 @@ fn turns_that_do_not_follow_are_refused_and_none_is_done_twice() {
     assert_eq!(talk.hear(&mut bench).2, Exit::Code(0));
     assert_eq!(fs::read_to_string(folder.path().join("log")).unwrap(), "x\n");
     for number in [0, 1, talk.number + 1, u32::MAX] {
-        refused(&turn(&mut bench, 1, number, &Ask::More(1)), RefusalKind::Gone, "does not know");
+        refused(&answered(&mut bench, 1, number, &Ask::More(1)), RefusalKind::Gone, "does not know");
     }
-    refused(&turn(&mut bench, 2, 1, &Ask::More(1)), RefusalKind::Gone, "does not know");
-    refused(&turn(&mut bench, 3, 2, &exec(&["true"], 1)), RefusalKind::Gone, "does not know");
+    refused(&answered(&mut bench, 2, 1, &Ask::More(1)), RefusalKind::Gone, "does not know");
+    refused(&answered(&mut bench, 3, 2, &exec(&["true"], 1)), RefusalKind::Gone, "does not know");
     let (mut talk, _) = Talk::begin(&mut bench, 4, &exec(&["sleep", "9"], 30));
     refused(&talk.ask(&mut bench, &Ask::End([0; 32])), RefusalKind::Failed, "does not belong here");
 }
