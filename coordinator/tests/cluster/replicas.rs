@@ -218,3 +218,32 @@ fn what_fails_is_tried_again_and_a_coordinator_that_starts_goes_on() {
     assert_eq!((two.orders("vm1"), one.orders("vm2")), (vec!["Fetch"; 2], vec!["Fetch"; 2]));
     assert_eq!(three.orders("vm1"), [""; 0]);
 }
+
+#[test]
+fn copies_are_verified_like_what_they_are_copies_of() {
+    let (cluster, hosts) = three(2);
+    assert_eq!(cluster.run(&["snapshot", "take"]).code, 0);
+    wait_for_copies(&cluster, 2);
+    let whole = cluster.json(&["snapshot", "verify", ID]);
+    let members = whole["verified"]["members"].as_array().unwrap();
+    let part =
+        |part: &Value| (part["vm"].as_str().unwrap().to_owned(), part["host"].as_str().unwrap().to_owned());
+    let read: Vec<_> = members.iter().map(part).collect();
+    let there: Vec<_> = [("vm1", 0), ("vm2", 1)]
+        .into_iter()
+        .flat_map(|(vm, member)| holders(&cluster, member).into_iter().map(move |host| (vm.to_owned(), host)))
+        .collect();
+    assert_eq!(read.len(), 4);
+    assert!(there.iter().all(|part| read.contains(part)), "{there:?} {read:?}");
+
+    let copy = holders(&cluster, 0).remove(1);
+    let at = ["h1", "h2", "h3"].iter().position(|host| *host == copy).unwrap();
+    hosts[at].fault("Verify", Fault::Refuse);
+    fails(&cluster.run(&["snapshot", "verify", ID]), 5, &[&format!("vm1 on {copy}: QEMU died")]);
+    leave(&cluster, &hosts[at], &copy);
+    fails(
+        &cluster.run(&["snapshot", "verify", ID]),
+        5,
+        &[&format!("vm1 on {copy}: its host {copy} is not connected")],
+    );
+}

@@ -386,7 +386,7 @@ impl Shared {
         let is_here = self.members.contains_key(&envelope.vm);
         Some(match order {
             Order::Fetch(_) => vec![Answer::Fetching(Moved::default()), Answer::Fetched(moved)],
-            Order::Poll(()) if !is_here => vec![Answer::Ready(())],
+            Order::Poll(()) | Order::Verify(()) if !is_here => vec![Answer::Ready(())],
             Order::Delete(()) if !is_here => vec![Answer::Deleted(())],
             Order::Evict(_) if !is_here => vec![Answer::Evicted(())],
             Order::Restore(()) if !is_here => {
