@@ -33,7 +33,9 @@ enum Command {
     },
 }
 
-#[tokio::main]
+// More threads than small machines have processors: members whose files wait for a busy disk must not hold up the words to the
+// coordinator, which takes five seconds of silence for death.
+#[tokio::main(worker_threads = 8)]
 async fn main() -> Result<()> {
     // Snapshots hold the guests' memory: nothing that this program or QEMU writes is for other users.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
