@@ -17,10 +17,12 @@ use crate::definition::{Disk, VmDefinition};
 use crate::hypervisor::Ground;
 use crate::registry::{Registry, internal, refused};
 use crate::store::Store;
+use crate::transfer::frozen::Shelf;
 use crate::transfer::receiving::Receiver;
 
 mod files;
 mod plan;
+mod replicas;
 
 /// Orders that may wait.
 const QUEUE: usize = 64;
@@ -35,11 +37,12 @@ pub fn start(
     bases: Bases,
     store: Store,
     receiver: Arc<Receiver>,
+    shelf: Arc<Shelf>,
     words: mpsc::UnboundedSender<HostWord>,
 ) -> mpsc::Sender<HostOrder> {
     let (sender, orders) = mpsc::channel(QUEUE);
-    let (coming, reading) = (JoinSet::new(), JoinSet::new());
-    let household = Household { registry, bases, store, receiver, words, coming, reading };
+    let (coming, reading, replicas) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+    let household = Household { registry, bases, store, receiver, shelf, words, coming, reading, replicas };
     tokio::spawn(household.run(orders));
     sender
 }
@@ -49,11 +52,14 @@ struct Household {
     bases: Bases,
     store: Store,
     receiver: Arc<Receiver>,
+    shelf: Arc<Shelf>,
     words: mpsc::UnboundedSender<HostWord>,
     /// Images that come from other hosts, with the numbers of their tasks and the names that they get.
     coming: JoinSet<(u64, Name, Result<PathBuf>)>,
     /// Files whose digests are being computed, with the numbers of their tasks.
     reading: JoinSet<(u64, Result<Candidate>)>,
+    /// Replicas that are sent or come, with the numbers of their tasks.
+    replicas: JoinSet<(u64, Result<Outcome>)>,
 }
 
 impl Household {
@@ -85,6 +91,10 @@ impl Household {
                     Ok((number, _, Err(error))) => self.answer(number, Err(error)),
                     Err(error) => tracing::error!("an image did not come: {error}"),
                 },
+                Some(ended) = self.replicas.join_next() => match ended {
+                    Ok((number, outcome)) => self.answer(number, outcome),
+                    Err(error) => tracing::error!("a replica came to nothing: {error}"),
+                },
                 Some(read) = self.reading.join_next() => match read {
                     Ok((number, read)) => {
                         let entered = read.and_then(|candidate| self.bases.enter(candidate));
@@ -113,6 +123,18 @@ impl Household {
                 self.coming.spawn(async move {
                     let came = receiver.bring(&bring).await;
                     (number, bring.name, came.map_err(|failure| refused(failure.text)))
+                });
+                return None;
+            }
+            Task::Freeze(vm) => {
+                let (registry, shelf) = (Arc::clone(&self.registry), Arc::clone(&self.shelf));
+                self.replicas.spawn(async move { (number, replicas::freeze(&registry, &shelf, &vm).await) });
+                return None;
+            }
+            Task::Replicate(replica) => {
+                let (registry, receiver) = (Arc::clone(&self.registry), Arc::clone(&self.receiver));
+                self.replicas.spawn(async move {
+                    (number, replicas::replicate(&registry, &receiver, &replica, incarnation).await)
                 });
                 return None;
             }

@@ -85,6 +85,10 @@ pub trait Hypervisor: Send + Sync {
     /// success when there is nothing.
     fn forget<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()>;
 
+    /// Fixes what the disks of a VM hold that does not run: it goes on with new layers, and those below are not written any
+    /// more. Repeated without a run in between, it answers the same.
+    fn freeze<'a>(&'a self, vm: &'a VmDefinition) -> Pending<'a, FrozenDisks>;
+
     /// The files of each disk of a VM as it is now, from the operator's image upwards.
     ///
     /// # Errors
@@ -105,6 +109,17 @@ pub enum Ground<'a> {
     Bases(&'a [BaseImage]),
     /// What the disks of this VM hold now. It does not run, and keeps them.
     DisksOf(&'a VmDefinition),
+    /// What the disks of a VM of another host held when they were frozen there.
+    Frozen(SavedVm<'a>),
+}
+
+/// What the disks of a VM hold that does not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrozenDisks {
+    /// Where the files lie that are not written any more.
+    pub folder: PathBuf,
+    /// These files, a disk's from the oldest layer to the newest, and the images below them.
+    pub saved: Saved,
 }
 
 /// One living instance of a VM.

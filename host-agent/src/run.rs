@@ -24,6 +24,7 @@ use crate::registry::Registry;
 use crate::store::Store;
 use crate::together::Together;
 use crate::transfer::fetching::Fetcher;
+use crate::transfer::frozen::Shelf;
 use crate::transfer::giving::Giver;
 use crate::transfer::images::Images;
 use crate::transfer::receiving::Receiver;
@@ -68,9 +69,12 @@ pub async fn run(config: Config) -> Result<()> {
         tracing::warn!("programs of VMs that are no longer defined are left: {error:#}");
     }
     let bases = Bases::open(&config.state_dir, &config.image_dirs)?;
-    let images = Images::new(&config.state_dir);
-    let transfer = config.transfer;
-    let serves = transfer.map(|transfer| serve(transfer, &store, &images, &trust)).transpose()?;
+    let (images, shelf) = (Images::new(&config.state_dir), Arc::new(Shelf::default()));
+    let giver = |transfer: TransferConfig| {
+        let (images, shelf) = (images.clone(), Arc::clone(&shelf));
+        Giver::new(store.clone(), images, shelf, trust.clone(), transfer.per_second())
+    };
+    let serves = config.transfer.map(|transfer| serve(transfer, &trust, giver(transfer))).transpose()?;
     let receiver = Arc::new(Receiver {
         store: store.clone(),
         images,
@@ -86,7 +90,7 @@ pub async fn run(config: Config) -> Result<()> {
         term: AtomicU64::new(0),
         busy: Mutex::default(),
     });
-    let household = household::start(registry, bases, store.clone(), receiver, word_sender);
+    let household = household::start(registry, bases, store.clone(), receiver, shelf, word_sender);
     let after = config.self_fence_s.map(|seconds| Duration::from_secs(seconds.get()));
     let fence = after.map(|after| fence::start(after, members.clone()));
     let (desk, said) = access::desk();
@@ -118,10 +122,9 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 /// Begins to give files to other hosts; what the coordinator is told of that.
-fn serve(transfer: TransferConfig, store: &Store, images: &Images, trust: &Trust) -> Result<TransferAddress> {
+fn serve(transfer: TransferConfig, trust: &Trust, giver: Arc<Giver>) -> Result<TransferAddress> {
     let listener = Listener::bind(transfer.listen, trust.clone())
         .with_context(|| format!("[transfer] listen: cannot listen on {}", transfer.listen))?;
-    let giver = Giver::new(store.clone(), images.clone(), trust.clone(), transfer.per_second());
     tokio::spawn(giver.listen(listener));
     Ok(transfer.address())
 }

@@ -18,7 +18,7 @@ use unasnap_fault_points::{after, around, before};
 use unasnap_protocol::name::Name;
 
 pub use self::incoming::Incoming;
-use self::manifest::{FORMAT, Identity, MANIFEST_FILE, Manifest, ManifestFile, Saved};
+use self::manifest::{Identity, MANIFEST_FILE, Manifest, Saved};
 use self::space::{Limits, Space};
 
 pub mod files;
@@ -144,7 +144,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    /// For `map_err`: a failed operation on a file.
+    pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { what, path, source }
     }
@@ -209,20 +210,8 @@ impl Store {
     /// # Errors
     /// A file cannot be read or written. The draft is still there then: [`Store::abandon`] it.
     pub fn finish(&self, draft: &Draft, identity: Identity, saved: Saved) -> Result<Stored, StoreError> {
-        let mut files = Vec::new();
-        for file in saved.files {
-            let path = draft.folder.join(&file.name);
-            let size = fs::metadata(&path).map_err(StoreError::file("read", &path))?.len();
-            let blake3 = match file.blake3 {
-                Some(known) => known,
-                None => files::digest(&path).map_err(StoreError::file("read", &path))?,
-            };
-            files.push(ManifestFile { name: file.name, role: file.role, size, blake3 });
-        }
-        let bytes = files.iter().map(|file| file.size).sum();
-        let unasnap = env!("CARGO_PKG_VERSION").to_owned();
-        let (hypervisor, bases) = (saved.hypervisor, saved.bases);
-        let manifest = Manifest { format: FORMAT, unasnap, identity, hypervisor, files, bases };
+        let manifest = Manifest::of(identity, saved, &draft.folder)?;
+        let bytes = manifest.files.iter().map(|file| file.size).sum();
         let path = draft.folder.join(MANIFEST_FILE);
         let text = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from);
         let text = text.map_err(StoreError::file("write", &path))?;

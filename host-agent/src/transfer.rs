@@ -8,17 +8,21 @@
 //! | [`conversation`] | one connection to a host that has files |
 //! | [`receiving`] | one transfer: what is missing comes, is compared and becomes a local snapshot of this host |
 //! | [`bringing`] | an image comes that is to be a base here |
+//! | [`frozen`] | disks of stopped VMs that are given |
+//! | [`replicating`] | such disks come, for a VM that is to be made here |
 //! | [`images`] | what VMs need beside their snapshots, by digest |
 //! | [`fitting`] | could this VM be restored on this host? |
 
 mod bringing;
-mod conversation;
+pub(crate) mod conversation;
 pub mod fetching;
 pub mod fitting;
+pub mod frozen;
 pub mod giving;
 pub mod images;
 pub mod reading;
 pub mod receiving;
+pub mod replicating;
 
 use std::time::Duration;
 

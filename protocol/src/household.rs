@@ -91,6 +91,10 @@ pub enum Task {
     },
     /// Make an image a base that another host has as one. Only the coordinator asks this: it knows who has it.
     Bring(Box<Bring>),
+    /// Keep what the disks of a VM hold that does not run, until another host has fetched it. Only the coordinator asks this.
+    Freeze(Name),
+    /// Make a VM with the disks that one of another host has now.
+    Replicate(Box<Replica>),
 }
 
 impl Task {
@@ -106,6 +110,7 @@ impl Task {
             Self::Delete { .. } => "vm delete",
             Self::Files { .. } => "files",
             Self::Bring(_) => "image preload",
+            Self::Freeze(_) | Self::Replicate(_) => "vm replicate",
         }
     }
 
@@ -118,18 +123,31 @@ impl Task {
             | Self::Unregister(_)
             | Self::Create(_)
             | Self::Clone(_)
-            | Self::Bring(_) => Role::Operate,
+            | Self::Bring(_)
+            | Self::Freeze(_)
+            | Self::Replicate(_) => Role::Operate,
             Self::Delete { .. } => Role::Admin,
         }
     }
 
-    /// The VM that comes or goes.
+    /// What is different about a VM that is to have another one's disks.
+    #[must_use]
+    pub fn clone_wanted(&self) -> Option<&VmClone> {
+        match self {
+            Self::Clone(clone) => Some(clone),
+            Self::Replicate(replica) => Some(&replica.clone),
+            _ => None,
+        }
+    }
+
+    /// The VM that comes or goes, or must not go meanwhile.
     #[must_use]
     pub fn vm(&self) -> Option<&Name> {
         match self {
             Self::Create(new) => Some(&new.name),
             Self::Clone(clone) => Some(&clone.name),
-            Self::Delete { vm, .. } => Some(vm),
+            Self::Replicate(replica) => Some(&replica.clone.name),
+            Self::Delete { vm, .. } | Self::Freeze(vm) => Some(vm),
             Self::Bases
             | Self::Preload { .. }
             | Self::Unregister(_)
@@ -201,6 +219,17 @@ pub struct VmClone {
     pub addresses: Vec<Vec<Prefix>>,
 }
 
+/// A VM that is to have the disks of one that lives on another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Of which VM, and what is to be different.
+    pub clone: VmClone,
+    /// What the transfer may take, bytes per second.
+    pub per_second: Option<u64>,
+    /// Where the frozen disks are, and the digest of their manifest. Operators leave it out: the coordinator has them frozen.
+    pub source: Option<Source>,
+}
+
 /// What a task that went well has to say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
@@ -221,6 +250,8 @@ pub enum Outcome {
     Deleted,
     /// All files of the VM.
     Files(Box<FileReport>),
+    /// What the disks of the VM hold will be given to hosts that know this digest of its manifest.
+    Frozen([u8; 32]),
 }
 
 /// A read-only image that VMs of a host share.

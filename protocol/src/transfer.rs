@@ -12,7 +12,7 @@
 //! ```
 //!
 //! An image that hosts share as a base comes in the same way: `Base {digest}` takes the place of `Open`, and the offer holds that
-//! image and nothing else.
+//! image and nothing else. So do the disks of a VM that does not run: `Disks {vm, digest}`, and there is no RAM among the files.
 //!
 //! Chunks of an item come in order, from the offset on. What lies between them is a hole, and so is what follows the last
 //! one. Names are [`Name`]s, and items are numbers: no path of the target's is ever opened at the source.
@@ -39,6 +39,8 @@ messages! {
         201 => Read(Piece),
         /// First of all, in place of `Open`: a base whose content has this blake3.
         202 => Base([u8; 32]),
+        /// First of all, in place of `Open`: what the disks of a VM that does not run hold.
+        203 => Disks(Disks),
     }
 }
 
@@ -66,6 +68,15 @@ pub struct Wanted {
     /// The member.
     pub vm: Name,
     /// blake3 of the manifest, as the coordinator has it.
+    pub digest: [u8; 32],
+}
+
+/// What the disks of a VM held when its host was asked to freeze them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disks {
+    /// The VM.
+    pub vm: Name,
+    /// blake3 of their manifest, as the host told the coordinator.
     pub digest: [u8; 32],
 }
 

@@ -1,10 +1,10 @@
-//! `unasnap vm create`, `clone` and `delete`.
+//! `unasnap vm create`, `clone`, `replicate` and `delete`.
 
 use clap::Args;
 use serde::Serialize;
 use unasnap_protocol::control::{Colouring, VmState};
 use unasnap_protocol::guest::Prefix;
-use unasnap_protocol::household::{HostReport, NewNic, NewVm, Outcome, Task, VmClone};
+use unasnap_protocol::household::{HostReport, NewNic, NewVm, Outcome, Replica, Task, VmClone};
 use unasnap_protocol::name::Name;
 
 use super::household::{ask_one, other_answer};
@@ -65,6 +65,19 @@ pub struct CloneVm {
     /// Addresses of one of its network cards, separated by commas; once for each that has some, in their order
     #[arg(long = "addresses", value_name = "ADDRESS,...", value_parser = addresses)]
     cards: Vec<Card>,
+}
+
+/// `vm replicate`.
+#[derive(Debug, Args)]
+pub struct ReplicateVm {
+    #[command(flatten)]
+    clone: CloneVm,
+    /// Where the new VM is to live
+    #[arg(long)]
+    host: Name,
+    /// What the transfer may take, MB per second [default: as fast as it goes]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
 }
 
 /// `vm delete`.
@@ -208,11 +221,24 @@ pub async fn create(config: &ClientConfig, wanted: CreateVm, json: bool) -> Resu
 
 /// `vm clone`.
 pub async fn clone(config: &ClientConfig, wanted: CloneVm, json: bool) -> Result<()> {
-    let CloneVm { vm, name, deployment, cards } = wanted;
-    let addresses = cards.into_iter().map(|card| card.0).collect();
-    let task = Task::Clone(Box::new(VmClone { of: vm, name, deployment, addresses }));
-    let line = made(ask_one(config, None, task).await?)?;
+    let line = made(ask_one(config, None, Task::Clone(Box::new(wanted.into()))).await?)?;
     if json { output::json(&Created { created: vec![line] }) } else { show(&line) }
+}
+
+/// `vm replicate`.
+pub async fn replicate(config: &ClientConfig, wanted: ReplicateVm, json: bool) -> Result<()> {
+    let ReplicateVm { clone, host, rate } = wanted;
+    let per_second = rate.map(|rate| u64::from(rate) * 1_000_000);
+    let replica = Replica { clone: clone.into(), per_second, source: None };
+    let line = made(ask_one(config, Some(host), Task::Replicate(Box::new(replica))).await?)?;
+    if json { output::json(&Created { created: vec![line] }) } else { show(&line) }
+}
+
+impl From<CloneVm> for VmClone {
+    fn from(wanted: CloneVm) -> Self {
+        let CloneVm { vm, name, deployment, cards } = wanted;
+        Self { of: vm, name, deployment, addresses: cards.into_iter().map(|card| card.0).collect() }
+    }
 }
 
 /// `vm delete`.

@@ -201,6 +201,8 @@ enum Vm {
     Create(create::CreateVm),
     /// Make a VM with the disks that a stopped one has now; nothing is copied
     Clone(create::CloneVm),
+    /// Make a VM on another host with the disks that a stopped one has now; bases that are there already are not copied
+    Replicate(create::ReplicateVm),
     /// End a VM for good, with its disks
     Delete(create::DeleteVm),
     /// Run a command in VMs whose definitions and guest agents allow it; the exit code is the command's
@@ -367,6 +369,7 @@ async fn ask(command: Command, config: &ClientConfig, json: bool) -> Result<()> 
         }
         Command::Vm(Vm::Create(wanted)) => create::create(config, wanted, json).await,
         Command::Vm(Vm::Clone(wanted)) => create::clone(config, wanted, json).await,
+        Command::Vm(Vm::Replicate(wanted)) => create::replicate(config, wanted, json).await,
         Command::Vm(Vm::Delete(wanted)) => create::delete(config, wanted, json).await,
         Command::Deploy(wanted) => deploy::run(config, wanted, json).await,
         Command::Disk(wanted) => disk::run(config, wanted, json).await,

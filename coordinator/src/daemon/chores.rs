@@ -10,7 +10,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use unasnap_protocol::control::{CoordinatorSession, Phase};
 use unasnap_protocol::guest::Prefix;
-use unasnap_protocol::household::{HostOrder, HostReport, HouseholdReport, HouseholdRequest, Outcome, Task};
+use unasnap_protocol::household::{
+    HostOrder, HostReport, HouseholdReport, HouseholdRequest, Outcome, Replica, Task,
+};
 use unasnap_protocol::image::ImageRequest;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Progress, Reply, RequestError, RequestErrorKind, ms};
@@ -22,6 +24,8 @@ use super::restoring::no_snapshot;
 
 /// For a digest of a large image.
 const LONG_LIMIT: Duration = Duration::from_secs(3600);
+/// For the disks of a VM to come over the network; what has come until then is not sent again.
+const REPLICATE_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// For everything else: a host that kills a VM may need half a minute.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -48,6 +52,8 @@ pub enum Then {
     Image(ImageRequest),
     /// An image has come to them; these have had it.
     Brought(Vec<HostReport>),
+    /// The disks are frozen of which a replica is to be made on this host.
+    Replicate(Box<Replica>, Name),
 }
 
 type Checked<T> = std::result::Result<T, RequestError>;
@@ -94,19 +100,24 @@ impl Owner {
         then: Then,
         replies: mpsc::Sender<Reply>,
     ) -> Result<()> {
-        if let Task::Bring(_) = request.task {
-            // From where it comes is not for an operator to say.
-            let text = "only the coordinator asks this; `unasnap image preload` has it asked";
+        // From where something comes is not for an operator to say.
+        if let Task::Bring(_) | Task::Freeze(_) = request.task {
+            let text =
+                format!("only the coordinator asks this; `unasnap {}` has it asked", request.task.label());
             tell(&vec![replies], &Reply::Failed(RequestError::new(RequestErrorKind::Refused, text)));
             return Ok(());
         }
         let checked = self.hosts_meant(&request).and_then(|hosts| {
             let deployments = self.may_begin(&request.task, &hosts)?;
-            Ok((hosts, deployments))
+            if let Task::Replicate(replica) = &request.task {
+                let (freeze, source, then) = self.freeze_first(replica, &hosts)?;
+                return Ok((freeze, source, deployments, then));
+            }
+            Ok((request.task, hosts, deployments, then))
         });
         match checked {
-            Ok((hosts, deployments)) => {
-                self.open_chore_at(request.task, hosts, deployments, then, vec![replies])
+            Ok((task, hosts, deployments, then)) => {
+                self.open_chore_at(task, hosts, deployments, then, vec![replies])
             }
             Err(error) => {
                 tell(&vec![replies], &Reply::Failed(error));
@@ -116,7 +127,7 @@ impl Owner {
     }
 
     /// Where a task is to be done. All of the hosts are connected.
-    fn hosts_meant(&self, request: &HouseholdRequest) -> Checked<BTreeSet<Name>> {
+    pub(super) fn hosts_meant(&self, request: &HouseholdRequest) -> Checked<BTreeSet<Name>> {
         let of_vm = |vm: &Name| match self.journal.vms().get(vm) {
             Some(known) => Ok(Some(known.host.clone())),
             None => not_found(format!("no VM is called {vm}; `unasnap vm list` shows all of them")),
@@ -161,7 +172,7 @@ impl Owner {
     }
 
     /// The deployments for which nothing else may begin meanwhile.
-    fn may_begin(&self, task: &Task, hosts: &BTreeSet<Name>) -> Checked<BTreeSet<Name>> {
+    pub(super) fn may_begin(&self, task: &Task, hosts: &BTreeSet<Name>) -> Checked<BTreeSet<Name>> {
         let Some(vm) = task.vm() else { return Ok(BTreeSet::new()) };
         if let Some(other) = self.chores.values().find(|chore| chore.task.vm() == Some(vm)) {
             return refuse(format!(
@@ -170,9 +181,13 @@ impl Owner {
             ));
         }
         let known = self.journal.vms().get(vm);
-        let deployments: BTreeSet<Name> = match task {
-            Task::Create(new) => [new.deployment.clone()].into(),
-            Task::Clone(clone) => {
+        let deployments: BTreeSet<Name> = match (task, task.clone_wanted()) {
+            (Task::Create(new), _) => [new.deployment.clone()].into(),
+            // The disks are frozen: whatever the other VM does now is its own affair.
+            (Task::Replicate(replica), _) if replica.source.is_some() => {
+                self.home(task).into_iter().collect()
+            }
+            (_, Some(clone)) => {
                 clone.deployment.iter().cloned().chain(self.journal.deployment_of(&clone.of)).collect()
             }
             _ => self.journal.deployment_of(vm).into_iter().collect(),
@@ -191,7 +206,7 @@ impl Owner {
         }
         match task {
             Task::Delete { lose_snapshots, .. } => self.may_lose(vm, *lose_snapshots)?,
-            Task::Create(_) | Task::Clone(_) => {
+            Task::Create(_) | Task::Clone(_) | Task::Replicate(_) => {
                 // The host knows whether it is the very same VM: a command that is repeated goes well.
                 if let Some(other) = known.filter(|known| !hosts.contains(&known.host)) {
                     return refuse(format!("host {} has VM {vm}; choose another name", other.host));
@@ -210,11 +225,11 @@ impl Owner {
 
     /// The deployment that a new VM belongs to.
     fn home(&self, task: &Task) -> Option<Name> {
-        match task {
-            Task::Create(new) => Some(new.deployment.clone()),
-            Task::Clone(clone) => clone.deployment.clone().or_else(|| self.journal.deployment_of(&clone.of)),
-            _ => None,
+        if let Task::Create(new) = task {
+            return Some(new.deployment.clone());
         }
+        let clone = task.clone_wanted()?;
+        clone.deployment.clone().or_else(|| self.journal.deployment_of(&clone.of))
     }
 
     /// Members know each other by their addresses.
@@ -271,7 +286,8 @@ impl Owner {
         };
         let began = Instant::now();
         let limit = match &task {
-            Task::Preload { .. } | Task::Bases => LONG_LIMIT,
+            Task::Preload { .. } | Task::Bases | Task::Freeze(_) => LONG_LIMIT,
+            Task::Replicate(_) => REPLICATE_LIMIT,
             Task::Bring(bring) => Duration::from_secs(bring.within_s.into()) + LONG_LIMIT,
             _ => LIMIT,
         };
@@ -371,6 +387,7 @@ impl Owner {
                 Then::Answer => tell(&chore.watchers, &Reply::Household(HouseholdReport { hosts })),
                 Then::Image(request) => return self.go_on_with_image(request, hosts, &chore.watchers),
                 Then::Brought(had) => return self.on_brought(had, hosts, &chore.watchers),
+                Then::Replicate(replica, to) => return self.on_frozen(*replica, to, hosts, chore.watchers),
             }
         }
         Ok(())
@@ -379,11 +396,10 @@ impl Owner {
 
 /// By which other members will know a VM that is to be made.
 fn addresses(task: &Task) -> Vec<Prefix> {
-    match task {
-        Task::Create(new) => new.nics.iter().flat_map(|nic| nic.addresses.clone()).collect(),
-        Task::Clone(clone) => clone.addresses.iter().flatten().copied().collect(),
-        _ => Vec::new(),
+    if let Task::Create(new) = task {
+        return new.nics.iter().flat_map(|nic| nic.addresses.clone()).collect();
     }
+    task.clone_wanted().into_iter().flat_map(|clone| &clone.addresses).flatten().copied().collect()
 }
 
 /// A host cannot say of one VM that it is another.
@@ -394,12 +410,13 @@ fn fits(task: &Task, outcome: &Checked<Outcome>) -> bool {
         | (Task::Preload { .. }, Ok(Outcome::Preloaded(_)))
         | (Task::Unregister(_), Ok(Outcome::Unregistered))
         | (Task::Delete { .. }, Ok(Outcome::Deleted))
-        | (Task::Files { .. }, Ok(Outcome::Files(_))) => true,
+        | (Task::Files { .. }, Ok(Outcome::Files(_)))
+        | (Task::Freeze(_), Ok(Outcome::Frozen(_))) => true,
         (Task::Bring(bring), Ok(Outcome::Preloaded(base))) => bring
             .sources
             .iter()
             .all(|source| blake3::Hash::from_bytes(source.digest).to_hex().as_str() == base.blake3),
-        (Task::Create(_) | Task::Clone(_), Ok(Outcome::Made { report, .. })) => {
+        (Task::Create(_) | Task::Clone(_) | Task::Replicate(_), Ok(Outcome::Made { report, .. })) => {
             task.vm() == Some(&report.name)
         }
         _ => false,

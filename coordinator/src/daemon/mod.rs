@@ -27,6 +27,7 @@
 //! | `verifying` | compares files of snapshots with their digests |
 //! | `controlling` | starts, stops, pauses, resumes and resets VMs |
 //! | `chores` | what hosts are asked that is no member's affair |
+//! | `cloning` | VMs with the disks of one that lives on another host |
 //! | `catalogue` | which images there are, and which hosts have them |
 //! | `access_link`, `accessing` | hands on what operators do in guests |
 //! | `pausing` | saves a whole deployment and powers it off, and brings it back |
@@ -40,6 +41,7 @@ mod admission;
 mod catalogue;
 mod chores;
 mod clocks;
+mod cloning;
 mod connections;
 mod controlling;
 mod deleting;

@@ -56,6 +56,47 @@ fn vms_are_made_and_deleted_while_hosts_run() {
 }
 
 #[test]
+fn a_replica_is_made_of_frozen_disks_on_another_host() {
+    let cluster = Cluster::start();
+    let hosts = two_hosts(&cluster);
+    assert_eq!(cluster.run(&CREATE).code, 0);
+    let replicate = |name: &'static str, host: &'static str| {
+        ["vm", "replicate", "node", name, "--host", host, "--addresses", "10.0.0.9", "--rate", "3"]
+    };
+    assert_eq!(cluster.run(&["vm", "start", "node"]).code, 0);
+    fails(&cluster.run(&replicate("twin", "h2")), 5, &["VM node is not stopped"]);
+    assert_eq!(cluster.run(&["vm", "stop", "node", "--force"]).code, 0);
+    for (name, host, code, words) in [
+        ("twin", "h1", 5, "node lives on host h1: `unasnap vm clone`"),
+        ("twin", "h9", 4, "no host is called h9"),
+        ("vm1", "h2", 5, "host h1 has VM vm1; choose another name"),
+    ] {
+        fails(&cluster.run(&replicate(name, host)), code, &[words]);
+    }
+    assert!(hosts[1].house(|house| house.replica.is_none()), "nothing has come of them");
+
+    let made = cluster.json(&replicate("twin", "h2"));
+    let line = &made["created"][0];
+    assert_eq!((&line["vm"], &line["host"], &line["changed"]), (&"twin".into(), &"h2".into(), &true.into()));
+    let wanted = hosts[1].house(|house| house.replica.take()).unwrap();
+    let source = wanted.source.unwrap();
+    assert_eq!((source.host.as_str(), source.digest, wanted.per_second), ("h1", [5; 32], Some(3_000_000)));
+    assert_eq!((wanted.clone.of.as_str(), wanted.clone.addresses.len()), ("node", 1));
+    assert_eq!(vms(&cluster), ["node", "twin", "vm1", "vm2"]);
+    assert_eq!(hosts[0].tasks(), ["vm create", "vm replicate", "vm replicate"], "it froze, twice");
+    assert_eq!(cluster.json(&replicate("twin", "h2"))["created"][0]["changed"], false, "repeated");
+
+    // Nothing is known of what a host did that went away with it.
+    hosts[1].house(|house| house.breaks_after = Some("vm replicate"));
+    let broken = cluster.run(&replicate("third", "h2"));
+    fails(&broken, 5, &["the connection to host h2 broke; repeat the command"]);
+    wait_until("it is back", || vms(&cluster).contains(&"vm2".to_owned()));
+    hosts[0].set_away(true);
+    wait_until("its host is away", || vms(&cluster).contains(&"-node".to_owned()));
+    fails(&cluster.run(&replicate("fourth", "h2")), 5, &["h1 is not connected"]);
+}
+
+#[test]
 fn several_are_called_by_number_and_their_addresses_count_up() {
     let cluster = Cluster::start();
     let hosts = two_hosts(&cluster);

@@ -72,6 +72,12 @@ pub(super) fn of_clone(clone: &VmClone, members: &Members) -> Result<Plan> {
     if state != control::VmState::Stopped {
         return Err(refused(format!("VM {} is not stopped: a clone has what its disks hold then", clone.of)));
     }
+    let definition = differing(&like, clone, members)?;
+    Ok(Plan { definition, like: Some(like), known: Vec::new() })
+}
+
+/// A VM like another one, with what is different about a clone.
+fn differing(like: &VmDefinition, clone: &VmClone, members: &Members) -> Result<VmDefinition> {
     let with_addresses = like.nics.iter().filter(|nic| !nic.addresses.is_empty()).count();
     if clone.addresses.len() != with_addresses {
         let text = format!(
@@ -92,7 +98,13 @@ pub(super) fn of_clone(clone: &VmClone, members: &Members) -> Result<Plan> {
         }
     }
     derive_macs(&mut definition, members);
-    Ok(Plan { definition, like: Some(like), known: Vec::new() })
+    Ok(definition)
+}
+
+/// A VM like one of another host.
+pub(super) fn of_replica(like: &VmDefinition, clone: &VmClone, members: &Members) -> Result<VmDefinition> {
+    // What may be done in a guest this host's administrator says, by hand.
+    differing(&VmDefinition { guest_access: Vec::new(), ..like.clone() }, clone, members)
 }
 
 fn words(addresses: &[Prefix]) -> Vec<String> {

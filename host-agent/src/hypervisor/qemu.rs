@@ -33,7 +33,7 @@ use self::qmp::Qmp;
 use self::urgency::Urgent;
 use self::vm::QemuVm;
 use super::process::Process;
-use super::{Ground, Hypervisor, HypervisorError, Pending, SavedVm, Vm};
+use super::{FrozenDisks, Ground, Hypervisor, HypervisorError, Pending, SavedVm, Vm};
 use crate::definition::VmDefinition;
 use crate::fault_point;
 use crate::store::files::remove_if_there;
@@ -296,6 +296,10 @@ impl Hypervisor for Qemu {
 
     fn forget<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()> {
         Box::pin(self.forget_vm(vm))
+    }
+
+    fn freeze<'a>(&'a self, vm: &'a VmDefinition) -> Pending<'a, FrozenDisks> {
+        Box::pin(self.frozen_disks(vm))
     }
 
     fn disk_files(&self, vm: &VmDefinition) -> Result<Vec<Vec<PathBuf>>, HypervisorError> {

@@ -33,7 +33,7 @@ use self::manage::Manage;
 use self::record::{Record, VmFolder};
 use self::vm::{Stage, VirtualBoxVm};
 use super::process::Process;
-use super::{Ground, Hypervisor, HypervisorError, Pending, SavedVm, Vm, base_image};
+use super::{FrozenDisks, Ground, Hypervisor, HypervisorError, Pending, SavedVm, Vm, base_image};
 use crate::definition::VmDefinition;
 use crate::store::files::remove_if_there;
 use crate::store::manifest::{Accel, Facts, RamWay};
@@ -390,6 +390,14 @@ impl Hypervisor for VirtualBox {
 
     fn forget<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()> {
         Box::pin(self.forget_vm(vm))
+    }
+
+    fn freeze<'a>(&'a self, vm: &'a VmDefinition) -> Pending<'a, FrozenDisks> {
+        let what = format!(
+            "VM {} is VirtualBox's, and only QEMU's VMs are replicated: `unasnap vm migrate` moves it",
+            vm.name
+        );
+        Box::pin(async move { Err(HypervisorError::Unsupported { what }) })
     }
 
     /// Its `.vbox` knows them.

@@ -122,11 +122,10 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be deleted.
-    pub fn discard(&self, snapshot: &Name, vm: &Name) -> Result<(), StoreError> {
-        let folder = self.beside(snapshot, vm, INCOMING);
-        self.space.settle(&folder);
-        remove_folder(&folder)?;
-        self.remove_if_empty(folder.parent())
+    pub fn discard(&self, incoming: &Incoming) -> Result<(), StoreError> {
+        self.space.settle(&incoming.folder);
+        remove_folder(&incoming.folder)?;
+        self.remove_if_empty(incoming.folder.parent())
     }
 
     /// How the VM of a saved local snapshot is to be on this host: its images may lie elsewhere than where it was taken.

@@ -38,7 +38,7 @@ pub(super) struct Wish {
 /// One that is under way.
 pub(super) struct Conversation<'a> {
     pub source: &'a Source,
-    wish: Wish,
+    pub wish: Wish,
     reader: Reader,
     writer: Writer,
     rate: Rate,
@@ -230,7 +230,7 @@ fn lost(source: &Source, error: &anyhow::Error) -> Failure {
     failure(FailureKind::HostLost, text)
 }
 
-pub(super) fn failure(kind: FailureKind, text: String) -> Failure {
+pub(crate) fn failure(kind: FailureKind, text: String) -> Failure {
     Failure::new(kind, Phase::Fetch, text)
 }
 

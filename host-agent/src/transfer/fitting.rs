@@ -23,22 +23,11 @@ pub fn check(
 ) -> Result<(), Failure> {
     let vm = &definition.name;
     let refuse = |text: String| Err(Failure::new(FailureKind::BadRequest, phase, text));
-    if taken.kind != "qemu" || definition.machine.is_some() {
-        let kind = if taken.kind == "qemu" { "virtualbox" } else { &taken.kind };
-        return refuse(format!("{vm} is a machine of {kind}; only QEMU's VMs are restored elsewhere"));
-    }
-    // Another host wrote it, and QEMU's command line is made of it.
-    let snapshot = Path::new("the snapshot's manifest");
-    if let Err(error) = definition.check(snapshot) {
-        return refuse(error.to_string());
-    }
+    let here = check_stopped(definition, taken, here, phase)?;
     let letter = |letter: char| letter.is_ascii_alphanumeric() || "-._".contains(letter);
     if taken.machine.is_empty() || !taken.machine.chars().all(letter) {
         return refuse(format!("{:?} in the snapshot's manifest is no machine type of QEMU", taken.machine));
     }
-    let Some(here) = here else {
-        return refuse(format!("{vm} is a VM of QEMU, which this host's agent does not drive"));
-    };
     if release(&here.version).zip(release(&taken.version)).is_some_and(|(here, taken)| here < taken) {
         return refuse(format!(
             "{vm} was snapshotted by QEMU {}, and this host has {}, which is older and cannot load it; install that version here, or use another host",
@@ -53,13 +42,38 @@ pub fn check(
             taken.accel.label()
         ));
     }
-    let missing = definition.nics.iter().find(|nic| !is_device(&nic.bridge));
-    match missing {
+    Ok(())
+}
+
+/// As [`check`], of a VM that does not run: there is no state of a processor that has to fit. Answers what QEMU is here.
+///
+/// # Errors
+/// As there.
+pub fn check_stopped<'a>(
+    definition: &VmDefinition,
+    taken: &Facts,
+    here: Option<&'a Facts>,
+    phase: Phase,
+) -> Result<&'a Facts, Failure> {
+    let vm = &definition.name;
+    let refuse = |text: String| Err(Failure::new(FailureKind::BadRequest, phase, text));
+    if taken.kind != "qemu" || definition.machine.is_some() {
+        let kind = if taken.kind == "qemu" { "virtualbox" } else { &taken.kind };
+        return refuse(format!("{vm} is a machine of {kind}; only QEMU's VMs come to other hosts"));
+    }
+    // Another host wrote it, and QEMU's command line is made of it.
+    if let Err(error) = definition.check(Path::new("the manifest of the other host")) {
+        return refuse(error.to_string());
+    }
+    let Some(here) = here else {
+        return refuse(format!("{vm} is a VM of QEMU, which this host's agent does not drive"));
+    };
+    match definition.nics.iter().find(|nic| !is_device(&nic.bridge)) {
         Some(nic) => refuse(format!(
             "{vm} needs a bridge {}, and this host has none of that name; make it, and connect it to the network of the others",
             nic.bridge
         )),
-        None => Ok(()),
+        None => Ok(here),
     }
 }
 

@@ -1,21 +1,27 @@
 //! The source's end: hosts ask for local snapshots, and get what is committed.
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail, ensure};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use unasnap_channel::{Arrival, Connection, Listener, Peer, Reader, Trust, Writer};
 use unasnap_protocol::frame::Frame;
 use unasnap_protocol::name::Name;
-use unasnap_protocol::transfer::{Ask, Give, Image, Item, MAX_IDLE_S, MAX_IMAGES, Offer, Piece, Wanted};
+use unasnap_protocol::transfer::{
+    Ask, Disks, Give, Image, Item, MAX_IDLE_S, MAX_IMAGES, Offer, Piece, Wanted,
+};
 
+use super::frozen::{Frozen, Shelf};
 use super::images::{self, Images, hex};
 use super::reading::{Rate, chunks, lengths};
 use super::{fitting, give};
+use crate::definition::VmDefinition;
 use crate::store::manifest::{MANIFEST_FILE, Manifest};
 use crate::store::{Store, files};
 
@@ -30,17 +36,24 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 pub struct Giver {
     store: Store,
     images: Images,
+    shelf: Arc<Shelf>,
     trust: Trust,
     rate: Rate,
     transfers: Arc<Semaphore>,
 }
 
 impl Giver {
-    /// Gives from `store` and of the bases, at most so many bytes per second.
+    /// Gives from `store`, from the `shelf` and of the bases, at most so many bytes per second.
     #[must_use]
-    pub fn new(store: Store, images: Images, trust: Trust, per_second: Option<u64>) -> Arc<Self> {
+    pub fn new(
+        store: Store,
+        images: Images,
+        shelf: Arc<Shelf>,
+        trust: Trust,
+        per_second: Option<u64>,
+    ) -> Arc<Self> {
         let transfers = Arc::new(Semaphore::new(MAX_TRANSFERS));
-        Arc::new(Self { store, images, trust, rate: Rate::new(per_second), transfers })
+        Arc::new(Self { store, images, shelf, trust, rate: Rate::new(per_second), transfers })
     }
 
     /// Serves for ever.
@@ -83,12 +96,13 @@ impl Giver {
             let why = format!("files of snapshots are given to hosts, not to {peer}");
             return refuse(&mut writer, &why).await;
         };
-        let (store, images) = (self.store.clone(), self.images.clone());
+        let (store, images, shelf) = (self.store.clone(), self.images.clone(), Arc::clone(&self.shelf));
         let look: Box<dyn FnOnce() -> Result<Offered> + Send> = match next(&mut reader, OPEN_LIMIT).await? {
             Some(Ask::Open(wanted)) => Box::new(move || Offered::snapshot(&store, &wanted)),
             Some(Ask::Base(digest)) => Box::new(move || Offered::base(&images, digest)),
+            Some(Ask::Disks(wanted)) => Box::new(move || Offered::disks(&shelf, &wanted)),
             _ => {
-                let why = "the first question has to be which snapshot or which base is wanted";
+                let why = "the first question has to be which snapshot, base or disks are wanted";
                 return refuse(&mut writer, why).await;
             }
         };
@@ -116,11 +130,11 @@ impl Giver {
     }
 
     async fn send(&self, offered: &Offered, piece: Piece, writer: &mut Writer) -> Result<()> {
-        let path = offered.path(piece.item)?;
-        let unreadable = || format!("{} cannot be read", path.display());
-        let file = File::open(path).with_context(unreadable)?;
+        let part = offered.part(piece.item)?;
+        let unreadable = || format!("{} cannot be read", part.path.display());
+        let file = part.open().with_context(unreadable)?;
         let length = file.metadata().with_context(unreadable)?.len();
-        ensure!(piece.offset <= length, "{} is not that long", path.display());
+        ensure!(piece.offset <= length, "{} is not that long", part.path.display());
         let mut chunks = chunks(file, piece.offset);
         while let Some(chunk) = chunks.recv().await {
             let chunk = chunk.with_context(unreadable)?;
@@ -136,10 +150,32 @@ struct Offered {
     /// For the log.
     what: String,
     /// Manifest and files, in its order; none of a base.
-    manifest: Option<PathBuf>,
-    files: Vec<PathBuf>,
-    images: Vec<PathBuf>,
+    manifest: Option<Part>,
+    files: Vec<Part>,
+    images: Vec<Part>,
     offer: Offer,
+}
+
+/// One thing that can be read.
+struct Part {
+    path: PathBuf,
+    /// Where it may have no name any more before it is read.
+    kept: Option<File>,
+}
+
+impl Part {
+    fn at(path: PathBuf) -> Self {
+        Self { path, kept: None }
+    }
+
+    fn keep(path: PathBuf) -> Result<Self> {
+        let file = File::open(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        Ok(Self { path, kept: Some(file) })
+    }
+
+    fn open(&self) -> io::Result<File> {
+        self.kept.as_ref().map_or_else(|| File::open(&self.path), File::try_clone)
+    }
 }
 
 impl Offered {
@@ -151,7 +187,7 @@ impl Offered {
         let image = Image { path: path.display().to_string(), size, data_bytes, digest };
         let offer = Offer { manifest_bytes: 0, data_bytes: Vec::new(), images: vec![image] };
         let what = format!("base {}", path.display());
-        Ok(Self { what, manifest: None, files: Vec::new(), images: vec![path], offer })
+        Ok(Self { what, manifest: None, files: Vec::new(), images: vec![Part::at(path)], offer })
     }
 
     fn snapshot(store: &Store, wanted: &Wanted) -> Result<Self> {
@@ -164,34 +200,62 @@ impl Offered {
         }
         let manifest = store.manifest(snapshot, vm)?;
         let definition = store.definition(snapshot, vm)?;
-        let images = images::paths(&manifest, &definition);
-        ensure!(images.len() <= MAX_IMAGES, "VM {vm} has more than {MAX_IMAGES} images");
         let folder = store.vm_folder(snapshot, vm);
-        fitting::check_images(&manifest, &folder, &definition).map_err(Error::msg)?;
-        let data = |name: &String| Ok(lengths(&folder.join(name))?.1);
-        let offer = Offer {
-            manifest_bytes: text.len() as u64,
-            data_bytes: manifest.files.iter().map(|file| data(&file.name)).collect::<Result<_>>()?,
-            images: images.iter().enumerate().map(|at| describe(&manifest, at)).collect::<Result<_>>()?,
-        };
+        let (files, images, offer) = parts(&manifest, &definition, &folder, text.len())?;
         Ok(Self {
             what: format!("snapshot {snapshot} of VM {vm}"),
-            manifest: Some(folder.join(MANIFEST_FILE)),
-            files: manifest.files.iter().map(|file| folder.join(&file.name)).collect(),
+            manifest: Some(Part::at(folder.join(MANIFEST_FILE))),
+            files: files.into_iter().map(Part::at).collect(),
             images,
             offer,
         })
     }
 
-    /// Where an item lies.
-    fn path(&self, item: Item) -> Result<&Path> {
-        let found = match item {
-            Item::Manifest => self.manifest.as_ref().context("there is no manifest")?,
-            Item::File(index) => self.files.get(index as usize).context("there is no such file")?,
-            Item::Image(index) => self.images.get(index as usize).context("there is no such image")?,
-        };
-        Ok(found)
+    /// The files of a VM that may run on meanwhile, and merge them.
+    fn disks(shelf: &Shelf, wanted: &Disks) -> Result<Self> {
+        let vm = &wanted.vm;
+        let frozen = shelf.get(wanted);
+        let frozen = frozen.with_context(|| format!("the disks of VM {vm} are not frozen as the coordinator knows them; repeat `unasnap vm replicate`"))?;
+        let Frozen { manifest, text, folder } = frozen.as_ref();
+        let (files, images, offer) = parts(manifest, &manifest.identity.definition, folder, text.len())?;
+        let name = Path::new(MANIFEST_FILE);
+        let mut memory = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
+        memory.write_all(text)?;
+        Ok(Self {
+            what: format!("the disks of VM {vm}"),
+            manifest: Some(Part { path: name.to_owned(), kept: Some(memory) }),
+            files: files.into_iter().map(Part::keep).collect::<Result<_>>()?,
+            images,
+            offer,
+        })
     }
+
+    fn part(&self, item: Item) -> Result<&Part> {
+        match item {
+            Item::Manifest => self.manifest.as_ref().context("there is no manifest"),
+            Item::File(index) => self.files.get(index as usize).context("there is no such file"),
+            Item::Image(index) => self.images.get(index as usize).context("there is no such image"),
+        }
+    }
+}
+
+/// Files and images of a manifest, and what is said of them. Its files lie in `folder`.
+fn parts(
+    manifest: &Manifest,
+    definition: &VmDefinition,
+    folder: &Path,
+    manifest_bytes: usize,
+) -> Result<(Vec<PathBuf>, Vec<Part>, Offer)> {
+    let images = images::paths(manifest, definition);
+    ensure!(images.len() <= MAX_IMAGES, "VM {} has more than {MAX_IMAGES} images", definition.name);
+    fitting::check_images(manifest, folder, definition).map_err(Error::msg)?;
+    let files: Vec<_> = manifest.files.iter().map(|file| folder.join(&file.name)).collect();
+    let offer = Offer {
+        manifest_bytes: manifest_bytes as u64,
+        data_bytes: files.iter().map(|path| Ok(lengths(path)?.1)).collect::<Result<_>>()?,
+        images: images.iter().enumerate().map(|at| describe(manifest, at)).collect::<Result<_>>()?,
+    };
+    Ok((files, images.into_iter().map(Part::at).collect(), offer))
 }
 
 /// An image as the manifest knows it, or as it is: kernels are no part of a snapshot.

@@ -30,12 +30,11 @@ pub struct Receiver {
 }
 
 /// One that is under way.
-struct Transfer<'a> {
-    receiver: &'a Receiver,
-    snapshot: &'a Name,
-    vm: &'a Name,
-    deployment: &'a Name,
-    talk: Conversation<'a>,
+pub(super) struct Transfer<'a> {
+    pub receiver: &'a Receiver,
+    pub snapshot: &'a Name,
+    pub vm: &'a Name,
+    pub talk: Conversation<'a>,
 }
 
 impl Receiver {
@@ -62,8 +61,8 @@ impl Receiver {
         };
         let first = (&Ask::Open(wanted), wish);
         let (talk, offer) = Conversation::open(source, &self.trust, first, None, progress).await?;
-        let mut transfer = Transfer { receiver: self, snapshot, vm, deployment, talk };
-        transfer.receive(&offer).await?;
+        let mut transfer = Transfer { receiver: self, snapshot, vm, talk };
+        transfer.receive(&offer, deployment).await?;
         Ok(transfer.talk.close().await)
     }
 
@@ -85,39 +84,31 @@ impl Receiver {
 }
 
 impl Transfer<'_> {
-    async fn receive(&mut self, offer: &Offer) -> Result<()> {
+    async fn receive(&mut self, offer: &Offer, deployment: &Name) -> Result<()> {
         let stored = |error: StoreError| store_failure(&error, Phase::Fetch);
         let store = &self.receiver.store;
-        let text = self.manifest(offer).await?;
-        let manifest = store.understand(&text, self.snapshot, self.vm).map_err(stored)?;
-        self.check_offer(offer, &manifest)?;
+        let (text, manifest) = self.manifest(offer).await?;
         let definition = &manifest.identity.definition;
-        if definition.deployment != *self.deployment {
+        if definition.deployment != *deployment {
             return Err(self.talk.odd(&format!("its VM is one of deployment {}", definition.deployment)));
         }
         fitting::check(definition, &manifest.hypervisor, self.receiver.facts.as_ref(), Phase::Fetch)?;
         let incoming = store.receive(self.snapshot, self.vm, &text).map_err(stored)?;
-        let received = self.everything(offer, &manifest, &incoming).await;
-        store.settle_incoming(&incoming);
-        match received {
-            Ok(placed) => {
-                let (store, incoming) = (store.clone(), incoming.clone());
-                blocking(move || store.accept(&incoming, &manifest, &placed).map_err(stored)).await
-            }
-            Err(full) if full.kind == FailureKind::NoSpace => {
-                store.discard(self.snapshot, self.vm).map_err(stored)?;
-                for path in offer.images.iter().filter_map(|image| self.receiver.images.gathering(image).ok())
-                {
-                    files::remove_if_there(&path).map_err(|error| self.talk.unwritten(&error, &path))?;
-                }
-                Err(full)
-            }
-            Err(failure) => Err(failure),
-        }
+        let placed = self.everything(offer, &manifest, &incoming).await?;
+        let (store, incoming) = (store.clone(), incoming.clone());
+        blocking(move || store.accept(&incoming, &manifest, &placed).map_err(stored)).await
     }
 
-    /// The manifest's text; its digest is the coordinator's.
-    async fn manifest(&mut self, offer: &Offer) -> Result<Vec<u8>> {
+    /// The manifest, with its text: its digest is the coordinator's, and the offer fits it.
+    pub async fn manifest(&mut self, offer: &Offer) -> Result<(Vec<u8>, Manifest)> {
+        let text = self.manifest_text(offer).await?;
+        let understood = self.receiver.store.understand(&text, self.snapshot, self.vm);
+        let manifest = understood.map_err(|error| store_failure(&error, Phase::Fetch))?;
+        self.check_offer(offer, &manifest)?;
+        Ok((text, manifest))
+    }
+
+    async fn manifest_text(&mut self, offer: &Offer) -> Result<Vec<u8>> {
         if offer.manifest_bytes > MAX_MANIFEST_BYTES {
             return Err(self.talk.odd(&format!("its manifest has {} bytes", offer.manifest_bytes)));
         }
@@ -137,8 +128,8 @@ impl Transfer<'_> {
             return Ok(text);
         }
         let text = format!(
-            "host {} sent another manifest of snapshot {} of {} than the coordinator knows; nothing of it was used",
-            self.talk.source.host, self.snapshot, self.vm
+            "host {} sent another manifest of {} than the coordinator knows; nothing of it was used",
+            self.talk.source.host, self.talk.wish.what
         );
         Err(failure(FailureKind::Files, text))
     }
@@ -156,8 +147,26 @@ impl Transfer<'_> {
         if fits { Ok(()) } else { Err(self.talk.odd("its offer does not fit the manifest")) }
     }
 
-    /// All files and images, compared with their digests; the definition with the images' places here.
-    async fn everything(
+    /// All files and images, compared with their digests; the definition with the images' places here. What has come is kept
+    /// when it breaks off, unless there is no room for it.
+    pub async fn everything(
+        &mut self,
+        offer: &Offer,
+        manifest: &Manifest,
+        incoming: &Incoming,
+    ) -> Result<VmDefinition> {
+        let received = self.receive_all(offer, manifest, incoming).await;
+        self.receiver.store.settle_incoming(incoming);
+        if received.as_ref().is_err_and(|failure| failure.kind == FailureKind::NoSpace) {
+            self.receiver.store.discard(incoming).map_err(|error| store_failure(&error, Phase::Fetch))?;
+            for path in offer.images.iter().filter_map(|image| self.receiver.images.gathering(image).ok()) {
+                files::remove_if_there(&path).map_err(|error| self.talk.unwritten(&error, &path))?;
+            }
+        }
+        received
+    }
+
+    async fn receive_all(
         &mut self,
         offer: &Offer,
         manifest: &Manifest,

@@ -6,6 +6,7 @@ use unasnap_protocol::control::{Failure, FailureKind, Phase};
 
 use super::{Works, hypervisor_failure};
 use crate::definition::VmDefinition;
+use crate::hypervisor::FrozenDisks;
 
 impl Works {
     /// The VM as it is defined.
@@ -21,6 +22,22 @@ impl Works {
     pub fn disk_files(&self) -> Result<Vec<Vec<PathBuf>>, Failure> {
         let files = self.hypervisor.disk_files(&self.definition);
         files.map_err(|error| hypervisor_failure(&error, Phase::Control))
+    }
+
+    /// Fixes what its disks hold; see [`Hypervisor::freeze`](crate::hypervisor::Hypervisor::freeze).
+    ///
+    /// # Errors
+    /// It is not stopped; or the hypervisor's.
+    pub async fn freeze(&self) -> Result<FrozenDisks, Failure> {
+        if self.is_alive().await? {
+            let text =
+                format!("VM {} is not stopped: a replica has what its disks hold then", self.definition.name);
+            return Err(Failure::new(FailureKind::Stale, Phase::Control, text));
+        }
+        // Nobody starts it meanwhile; whoever did a moment ago is refused by the driver.
+        let _instance = self.instance.lock().await;
+        let frozen = self.hypervisor.freeze(&self.definition).await;
+        frozen.map_err(|error| hypervisor_failure(&error, Phase::Control))
     }
 
     /// Sees to it that the VM does not run, and that nothing of it is left on the host's network.

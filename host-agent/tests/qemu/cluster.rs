@@ -137,6 +137,24 @@ impl Cluster {
         }
     }
 
+    /// Another host agent, on this machine, which has no VMs; this one's host gives it files.
+    pub fn start_second_host(&mut self) {
+        assert_eq!(self.attempt(&["pki", "add-host", "h2", "--dir", "pki"]).0, 0, "{}", self.words());
+        let first = fs::read_to_string(self.path("host.toml")).unwrap();
+        let second = first.replace("h1", "h2").replace("'vms'", "'vms2'");
+        self.write("host2.toml", &second);
+        self.write("host.toml", &format!("{first}[transfer]\nlisten = '127.0.0.1:7421'\n"));
+        fs::create_dir(self.path("vms2")).unwrap();
+        self.restart_host(&[]);
+        // The first one's agent is the last of the list, for those that restart it.
+        let first = self.daemons.pop().unwrap();
+        self.start_daemon("host2", &[]);
+        self.daemons.push(first);
+        self.wait("the other host is connected", |cluster| {
+            cluster.json(&["host", "list"])["hosts"][1]["connected"] == true
+        });
+    }
+
     fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
     }
@@ -147,7 +165,7 @@ impl Cluster {
 
     fn start_daemon(&mut self, name: &str, privileges: &[String]) {
         let (program, word) = match name {
-            "host" => (Path::new(env!("CARGO_BIN_EXE_unasnap-host")).to_owned(), "run"),
+            "host" | "host2" => (Path::new(env!("CARGO_BIN_EXE_unasnap-host")).to_owned(), "run"),
             other => (self.path("unasnap"), other),
         };
         let log = File::options().create(true).append(true).open(self.path(&format!("{name}.log"))).unwrap();
@@ -211,15 +229,17 @@ impl Cluster {
     /// All that the programs have said so far.
     pub fn words(&self) -> String {
         let mut bytes = self.said.borrow().clone();
-        for log in ["coordinator.log", "host.log", "begun.log"] {
+        for log in ["coordinator.log", "host.log", "host2.log", "begun.log"] {
             bytes.extend(fs::read(self.path(log)).unwrap_or_default());
         }
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Process ids: coordinator, host agent, and a QEMU for each VM.
+    /// Process ids: coordinator, host agents, and a QEMU for each VM.
     pub fn processes(&self) -> Vec<u32> {
-        let vms = fs::read_dir(self.path("h1/vms")).into_iter().flatten();
+        let vms = ["h1/vms", "h2/vms"]
+            .into_iter()
+            .flat_map(|vms| fs::read_dir(self.path(vms)).into_iter().flatten());
         let files = vms.map(|entry| entry.unwrap().path().join("qemu.pid"));
         let pids = files.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
         self.daemons.iter().map(Child::id).chain(pids).collect()

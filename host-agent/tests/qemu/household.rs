@@ -37,7 +37,8 @@ fn attempt(cluster: &Cluster, words: &[String]) -> (i32, String) {
 
 /// What the guest has counted to.
 fn count(cluster: &Cluster, vm: &str) -> u64 {
-    let console = fs::read_to_string(cluster.path(&format!("h1/vms/{vm}/console.log"))).unwrap_or_default();
+    let console = ["h1", "h2"].map(|host| cluster.path(&format!("{host}/vms/{vm}/console.log")));
+    let console = console.iter().find_map(|path| fs::read_to_string(path).ok()).unwrap_or_default();
     assert!(!console.contains("torn"), "RAM and disk are of different instants:\n{console}");
     let whole = console.rsplit_once('\n').map_or("", |(whole, _)| whole);
     whole.lines().filter_map(|line| line.trim().strip_prefix("tick ")?.parse().ok()).next_back().unwrap_or(0)
@@ -144,6 +145,52 @@ fn vms_on_a_base_come_and_go_and_the_base_stays_as_it_is() {
     cluster.json(&["disk", "remove", "base", "--host", "h1"]);
     assert_eq!(files(&cluster, "h1/vms"), [] as [&str; 0]);
     assert_eq!(fs::read(&base).unwrap(), content, "the base was written");
+}
+
+#[test]
+fn a_replica_goes_on_another_host_where_the_vm_was_stopped() {
+    let mut cluster = Cluster::start(&[], &[]);
+    let base = cluster.path("base.qcow2");
+    cluster.json(&["disk", "preload", "--host", "h1", base.to_str().unwrap()]);
+    cluster.start_second_host();
+    assert_eq!(attempt(&cluster, &create(&cluster, "node", "10.0.0.1")).0, 0, "{}", cluster.words());
+    let replicate = |name: &'static str, address: &'static str| {
+        ["vm", "replicate", "node", name, "--host", "h2", "--addresses", address]
+    };
+    cluster.json(&replicate("fresh", "10.0.0.4"));
+    cluster.json(&["vm", "start", "node", "fresh"]);
+    wait_count(&cluster, "node", 5);
+    wait_count(&cluster, "fresh", 1);
+    refused(&cluster, &replicate("twin", "10.0.0.2"), "VM node is not stopped");
+    cluster.json(&["vm", "stop", "node", "--force"]);
+    cluster.json(&["vm", "delete", "fresh", "--force"]);
+    let stopped = count(&cluster, "node");
+
+    let made = cluster.json(&replicate("twin", "10.0.0.2"));
+    assert_eq!((&made["created"][0]["host"], &made["created"][0]["changed"]), (&"h2".into(), &true.into()));
+    assert_eq!(files(&cluster, "vms2"), ["twin.toml"]);
+    assert_eq!(files(&cluster, "h2/snapshots"), [] as [&str; 0], "what came is used up");
+    assert_eq!(cluster.json(&replicate("twin", "10.0.0.2"))["created"][0]["changed"], false, "repeated");
+
+    // Neither sees what the other one writes, and they are members like any others.
+    cluster.json(&["vm", "start", "node", "twin"]);
+    wait_count(&cluster, "node", stopped + 5);
+    wait_count(&cluster, "twin", stopped + 20);
+    cluster.wait("all guests answer", |cluster| {
+        let list = cluster.json(&["vm", "list"])["vms"].as_array().unwrap().clone();
+        list.iter().all(|vm| vm["guest_agent"] == true)
+    });
+    let taken = cluster.json(&["snapshot", "take"]);
+    assert_eq!(taken["snapshot"]["members"].as_array().map(Vec::len), Some(2), "{taken}");
+    cluster.json(&["restore"]);
+    let restored = (count(&cluster, "node"), count(&cluster, "twin"));
+    wait_count(&cluster, "node", restored.0 + 5);
+    wait_count(&cluster, "twin", restored.1 + 5);
+    cluster.json(&["snapshot", "verify", "test-000001"]);
+    cluster.json(&["snapshot", "delete", "test-000001"]);
+
+    cluster.json(&["vm", "delete", "twin", "--force"]);
+    assert_eq!(files(&cluster, "h2/vms"), [] as [&str; 0], "but its images");
 }
 
 /// Whatever breaks off in between, a VM is there or it is not, and the command can be repeated.

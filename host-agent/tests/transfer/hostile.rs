@@ -191,7 +191,7 @@ async fn a_source_that_lies_is_found_out() {
     for (what, offer, manifest, ram, words) in cases {
         let taking = Taking::new(&giving);
         let address = pretend(&giving.authority, "h1.host.unasnap", move |ask| match ask {
-            Ask::Open(_) | Ask::Base(_) => vec![Give::Offer(offer.clone())],
+            Ask::Open(_) | Ask::Base(_) | Ask::Disks(_) => vec![Give::Offer(offer.clone())],
             Ask::Read(Piece { item: Item::Manifest, .. }) => manifest.clone(),
             Ask::Read(_) => ram.clone(),
         })
@@ -269,7 +269,7 @@ async fn lying(giving: &Giving, snapshot: &str) -> SocketAddr {
     };
     pretend(&giving.authority, "h1.host.unasnap", move |ask| {
         let bytes = match ask {
-            Ask::Open(_) | Ask::Base(_) => return vec![Give::Offer(offer.clone())],
+            Ask::Open(_) | Ask::Base(_) | Ask::Disks(_) => return vec![Give::Offer(offer.clone())],
             Ask::Read(Piece { item: Item::Manifest, .. }) => text.clone(),
             Ask::Read(Piece { item: Item::File(index), .. }) => {
                 let file = &manifest.files[*index as usize].name;

@@ -6,6 +6,7 @@ mod authority;
 mod bases;
 mod full_disk;
 mod hostile;
+mod replicas;
 mod support;
 
 use std::fs;

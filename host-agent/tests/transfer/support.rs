@@ -18,6 +18,7 @@ use unasnap_host::store::manifest::{
 };
 use unasnap_host::store::space::Limits;
 use unasnap_host::store::{Store, files};
+use unasnap_host::transfer::frozen::Shelf;
 use unasnap_host::transfer::giving::Giver;
 use unasnap_host::transfer::images::Images;
 use unasnap_host::transfer::receiving::Receiver;
@@ -92,9 +93,11 @@ pub struct Giving {
     pub authority: Authority,
     pub address: SocketAddr,
     pub digest: [u8; 32],
+    /// Frozen disks.
+    pub shelf: Arc<Shelf>,
     /// Names of the disk's image and of the kernel, below [`images`].
     pub images: [String; 2],
-    image_digest: String,
+    pub image_digest: String,
 }
 
 /// RAM: 8 MiB, with 1.2 MB of data in three places.
@@ -116,9 +119,11 @@ impl Giving {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), trust.clone()).unwrap();
         let address = listener.local_addr().unwrap();
         let known = Images::new(folder.path());
-        tokio::spawn(Giver::new(store.clone(), known, trust, per_second).listen(listener));
+        let shelf = Arc::new(Shelf::default());
+        tokio::spawn(Giver::new(store.clone(), known, shelf.clone(), trust, per_second).listen(listener));
         let images = [base, kernel];
-        let mut giving = Self { folder, store, authority, address, digest: [0; 32], images, image_digest };
+        let mut giving =
+            Self { folder, store, authority, address, digest: [0; 32], shelf, images, image_digest };
         giving.digest = giving.snapshot("s", "a");
         giving.store.commit(&name("s")).unwrap();
         giving

@@ -10,7 +10,8 @@ use unasnap_guest_ebpf::{Late, StateWord};
 use unasnap_host::colouring::host::{TapPrograms, Taps};
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::{
-    CutTimes, Ground, GuestRam, Hypervisor, HypervisorError, InPause, Pending, SavedVm, Vm, VmState,
+    CutTimes, FrozenDisks, Ground, GuestRam, Hypervisor, HypervisorError, InPause, Pending, SavedVm, Vm,
+    VmState,
 };
 use unasnap_host::store::manifest::{Accel, Facts, FileRole, RamWay, Saved, SavedFile};
 use unasnap_protocol::access::Said;
@@ -459,6 +460,12 @@ impl Hypervisor for FakeHypervisor {
     fn forget<'a>(&'a self, _: &'a Name) -> Pending<'a, ()> {
         self.log.add("forget");
         Box::pin(async { Ok(()) })
+    }
+
+    fn freeze<'a>(&'a self, vm: &'a VmDefinition) -> Pending<'a, FrozenDisks> {
+        self.log.add("freeze");
+        let what = format!("the disks of {} are nowhere", vm.name);
+        Box::pin(async move { Err(HypervisorError::Unsupported { what }) })
     }
 
     fn disk_files(&self, vm: &VmDefinition) -> Result<Vec<Vec<PathBuf>>, HypervisorError> {

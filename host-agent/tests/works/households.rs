@@ -268,7 +268,7 @@ async fn a_household_answers_every_task_once() {
         trust: Authority::new().trust("h1.host.unasnap"),
         facts: None,
     };
-    let orders = household::start(Arc::new(registry), bases, store, receiver.into(), sender);
+    let orders = household::start(Arc::new(registry), bases, store, receiver.into(), Arc::default(), sender);
     let mut ask = async |number: u64, task: Task| {
         orders.send(HostOrder::Task { number, incarnation: 3, task }).await.unwrap();
         loop {
@@ -309,6 +309,10 @@ async fn a_household_answers_every_task_once() {
     let bring = Bring { name: name("debian"), sources: vec![source], per_second: None, within_s: 9 };
     let refused = ask(6, Task::Bring(Box::new(bring))).await.unwrap_err();
     assert!(refused.text.contains("127.0.0.1:1"), "{refused}");
+    let refused = ask(6, Task::Freeze(name("vm9"))).await.unwrap_err();
+    assert!(refused.text.contains("has no VM vm9"), "{refused}");
+    let refused = ask(6, Task::Freeze(name("vm1"))).await.unwrap_err();
+    assert!(refused.text.contains("the disks of vm1 are nowhere"), "{refused}");
     let needed: Vec<_> = files.needed.iter().map(|file| (file.path.as_str(), file.bytes)).collect();
     assert_eq!((needed, files.missing.len()), (vec![("base.qcow2", 1)], 0));
     for (vm, snapshot) in [("vm9", None), ("vm1", Some(name("ring-000001")))] {

@@ -30,6 +30,7 @@ pub fn tasks() -> Vec<Task> {
         addresses: vec![prefixes()],
     };
     let source = Source { host: name("h1"), address: "10.0.0.1:7421".to_owned(), digest: [7; 32] };
+    let replica = Replica { clone: clone.clone(), per_second: Some(300), source: Some(source.clone()) };
     let bring = Bring { name: name("debian"), sources: vec![source], per_second: Some(300), within_s: 60 };
     vec![
         Task::Bases,
@@ -40,6 +41,8 @@ pub fn tasks() -> Vec<Task> {
         Task::Delete { vm: name("vm1"), force: true, lose_snapshots: false },
         Task::Files { vm: name("vm1"), snapshot: Some(name("ring-000004")) },
         Task::Bring(Box::new(bring)),
+        Task::Freeze(name("vm1")),
+        Task::Replicate(Box::new(replica)),
     ]
 }
 
@@ -95,6 +98,7 @@ pub fn outcomes() -> Vec<Outcome> {
         Outcome::Made { report: Box::new(inventory().vms.remove(0)), changed: true },
         Outcome::Deleted,
         Outcome::Files(Box::new(files())),
+        Outcome::Frozen([7; 32]),
     ]
 }
 

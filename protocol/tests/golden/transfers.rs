@@ -1,6 +1,6 @@
 //! What hosts say to each other.
 
-use unasnap_protocol::transfer::{Ask, Chunk, Give, Image, Item, Offer, Piece, Wanted};
+use unasnap_protocol::transfer::{Ask, Chunk, Disks, Give, Image, Item, Offer, Piece, Wanted};
 
 use super::*;
 
@@ -32,7 +32,12 @@ fn transfers() {
     pin!(
         Ask,
         (),
-        [Ask::Open(wanted), Ask::Read(Piece { item: Item::File(3), offset: 300 }), Ask::Base([8; 32])]
+        [
+            Ask::Open(wanted),
+            Ask::Read(Piece { item: Item::File(3), offset: 300 }),
+            Ask::Base([8; 32]),
+            Ask::Disks(Disks { vm: name("vm1"), digest: [7; 32] })
+        ]
     );
     pin!(
         Give,

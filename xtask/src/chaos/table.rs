@@ -82,7 +82,7 @@ pub struct Row {
 }
 
 /// Steps that no row reaches, and why.
-pub const NOT_REACHED: [(&str, &str); 14] = [
+pub const NOT_REACHED: [(&str, &str); 15] = [
     ("journal.host", "written when a host is new; `coordinator/tests` dies there"),
     ("journal.vms", "written when a VM is new; `coordinator/tests` dies there"),
     ("journal.images", "written for the catalogue alone; `coordinator/tests` dies there"),
@@ -90,6 +90,7 @@ pub const NOT_REACHED: [(&str, &str); 14] = [
     ("say.Household", "no VM comes or goes here; `coordinator/tests` dies there"),
     ("tell.Household", "no VM comes or goes here; `host-agent/tests/qemu` dies there"),
     ("seek.Base", "no image is preloaded here; `host-agent/tests/transfer` cuts one that comes"),
+    ("seek.Disks", "no VM is replicated here; `host-agent/tests/transfer` cuts the disks of one that come"),
     ("ask.ReadCounters", "no host asks for counters"),
     ("guest.ReadCounters", "no host asks for counters"),
     ("reply.Failed", "every guest allows what is asked of it here; `host-agent/tests/works` asks others"),

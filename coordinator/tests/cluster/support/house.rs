@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use unasnap_protocol::control::{Colouring, VmReport, VmState};
 use unasnap_protocol::files::{FileReport, FileRole, NeededFile, StoreKind, Totals};
 use unasnap_protocol::guest::Prefix;
-use unasnap_protocol::household::{Base, Bring, HostOrder, HostWord, NewVm, Outcome, Task};
+use unasnap_protocol::household::{Base, Bring, HostOrder, HostWord, NewVm, Outcome, Replica, Task};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 use unasnap_protocol::participant::Participant;
@@ -27,6 +27,8 @@ pub struct House {
     pub digest: String,
     /// From whom it was to get it, and how.
     pub brought: Option<Bring>,
+    /// The last replica that was wanted of it.
+    pub replica: Option<Replica>,
     /// VMs that were made, as they were wanted.
     made: BTreeMap<Name, NewVm>,
     /// VMs that are not reported: their definitions are broken.
@@ -56,6 +58,7 @@ impl Default for House {
             lacks_base: false,
             digest: "ab".repeat(32),
             brought: None,
+            replica: None,
             made: BTreeMap::new(),
             hidden: BTreeSet::new(),
             tasks: Vec::new(),
@@ -211,6 +214,15 @@ impl Shared {
                 Ok(self.made(new.name, incarnation))
             }
             Task::Clone(clone) => Ok(self.made(clone.name, incarnation)),
+            Task::Freeze(vm) if self.states.get(&vm) != Some(&VmState::Stopped) => {
+                Err(RequestError::new(RequestErrorKind::Refused, format!("VM {vm} is not stopped")))
+            }
+            Task::Freeze(_) => Ok(Outcome::Frozen([5; 32])),
+            Task::Replicate(replica) => {
+                let name = replica.clone.name.clone();
+                self.house.replica = Some(*replica);
+                Ok(self.made(name, incarnation))
+            }
             Task::Delete { vm, force, .. } => {
                 if !force && self.states.get(&vm) != Some(&VmState::Stopped) {
                     return Err(RequestError::new(

@@ -202,26 +202,59 @@ pub(super) async fn from_snapshot(
 ) -> Result<Vec<Chain>, HypervisorError> {
     let mut chains = Vec::new();
     for (index, disk) in disks.iter().enumerate() {
-        let recorded = manifest.bases.get(index);
-        let base = base_image::check(base_image::describe(&disk.image)?, recorded).await?;
-        let mut layers = Vec::new();
-        for file in manifest.files.iter().filter(|file| file.role == FileRole::DiskLayer(index)) {
-            let (from, to) = (saved.join(&file.name), folder.disks.join(&file.name));
-            files::link_or_copy(&from, &to).map_err(HypervisorError::file("link", &from))?;
-            layers.push(Layer { file: file.name.clone(), blake3: Some(file.blake3.clone()) });
-        }
-        if layers.is_empty() {
+        let chain = above_saved(manifest, saved, (index, disk), folder).await?;
+        chains.push(chain.ok_or_else(|| {
             let what =
                 format!("the snapshot holds no layer of {}: the VM had fewer disks then", disk_id(index));
-            return Err(HypervisorError::Unsupported { what });
-        }
-        let mut chain = Chain { base, layers, next: None };
-        let active = chain.following(index);
-        create_layer(&active, &chain.active().file, ImageFormat::Qcow2, folder).await?;
-        chain.layers.push(active);
-        chains.push(chain);
+            HypervisorError::Unsupported { what }
+        })?);
     }
     Ok(chains)
+}
+
+/// As [`from_snapshot`], of the frozen disks of a VM that may never have run: then there are only its images.
+pub(super) async fn from_frozen(
+    manifest: &Manifest,
+    saved: &Path,
+    disks: &[Disk],
+    folder: &VmFolder,
+) -> Result<Vec<Chain>, HypervisorError> {
+    let mut chains = Vec::new();
+    for (index, disk) in disks.iter().enumerate() {
+        chains.push(match above_saved(manifest, saved, (index, disk), folder).await? {
+            Some(chain) => chain,
+            None => {
+                let chain = new_chain(index, disk, folder).await?;
+                let base = base_image::check(chain.base, manifest.bases.get(index)).await?;
+                Chain { base, ..chain }
+            }
+        });
+    }
+    Ok(chains)
+}
+
+/// One disk; `None` when no layer of it was saved.
+async fn above_saved(
+    manifest: &Manifest,
+    saved: &Path,
+    (index, disk): (usize, &Disk),
+    folder: &VmFolder,
+) -> Result<Option<Chain>, HypervisorError> {
+    let base = base_image::check(base_image::describe(&disk.image)?, manifest.bases.get(index)).await?;
+    let mut layers = Vec::new();
+    for file in manifest.files.iter().filter(|file| file.role == FileRole::DiskLayer(index)) {
+        let (from, to) = (saved.join(&file.name), folder.disks.join(&file.name));
+        files::link_or_copy(&from, &to).map_err(HypervisorError::file("link", &from))?;
+        layers.push(Layer { file: file.name.clone(), blake3: Some(file.blake3.clone()) });
+    }
+    if layers.is_empty() {
+        return Ok(None);
+    }
+    let mut chain = Chain { base, layers, next: None };
+    let active = chain.following(index);
+    create_layer(&active, &chain.active().file, ImageFormat::Qcow2, folder).await?;
+    chain.layers.push(active);
+    Ok(Some(chain))
 }
 
 /// Fills in the digests of the operator's images; each is computed once as long as the image stays as it is.

@@ -13,8 +13,9 @@ use super::disks;
 use super::instance::{Chain, Instance, VmFolder};
 use super::{Qemu, tap};
 use crate::definition::{Disk, ImageFormat, VmDefinition};
-use crate::hypervisor::{Ground, HypervisorError};
+use crate::hypervisor::{FrozenDisks, Ground, HypervisorError, SavedVm, base_image};
 use crate::store::files;
+use crate::store::manifest::{FileRole, Saved, SavedFile};
 
 impl Qemu {
     /// See [`Hypervisor::make`](crate::hypervisor::Hypervisor::make).
@@ -41,6 +42,9 @@ impl Qemu {
                 Some(theirs) => above(&theirs, vm, &self.folder(&other.name), &folder).await?,
                 None => first_layers(vm, &folder).await?,
             },
+            Ground::Frozen(SavedVm { folder: saved, manifest }) => {
+                disks::from_frozen(manifest, saved, &vm.disks, &folder).await?
+            }
         };
         for chain in &chains {
             sync_layer(chain, &folder)?;
@@ -87,6 +91,38 @@ impl Qemu {
             std::iter::once(disk.image.clone()).chain(files).collect()
         });
         Ok(disks.collect())
+    }
+
+    /// See [`Hypervisor::freeze`](crate::hypervisor::Hypervisor::freeze).
+    pub(super) async fn frozen_disks(&self, vm: &VmDefinition) -> Result<FrozenDisks, HypervisorError> {
+        let folder = self.folder(&vm.name);
+        let (mut files, mut chains) = (Vec::new(), Vec::new());
+        match self.freeze(vm).await? {
+            Some(frozen) => chains = frozen,
+            None => {
+                for disk in &vm.disks {
+                    chains.push(Chain {
+                        base: base_image::describe(&disk.image)?,
+                        layers: Vec::new(),
+                        next: None,
+                    });
+                }
+            }
+        }
+        disks::digest_bases(&mut chains).await?;
+        for (index, chain) in chains.iter().enumerate() {
+            let frozen = chain.layers.split_last().map_or(&[][..], |(_, frozen)| frozen);
+            files.extend(frozen.iter().map(|layer| SavedFile {
+                name: layer.file.clone(),
+                role: FileRole::DiskLayer(index),
+                blake3: layer.blake3.clone(),
+            }));
+        }
+        let bases = chains.into_iter().map(|chain| chain.base).collect();
+        Ok(FrozenDisks {
+            folder: folder.disks,
+            saved: Saved { hypervisor: self.facts.clone(), files, bases },
+        })
     }
 
     /// The disks of a VM that does not run, each with an empty layer on top: all that is below will not be written any more.

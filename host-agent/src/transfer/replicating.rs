@@ -1,0 +1,104 @@
+//! The disks of a VM that lives on another host come here, for a VM that is to be made of them.
+
+use std::path::Path;
+
+use tokio::sync::watch;
+use unasnap_protocol::control::{FailureKind, Moved, Phase};
+use unasnap_protocol::household::Replica;
+use unasnap_protocol::transfer::{Ask, Disks};
+
+use super::conversation::{Conversation, Result, Wish, failure};
+use super::fitting;
+use super::receiving::{Receiver, Transfer};
+use crate::definition::VmDefinition;
+use crate::hypervisor::SavedVm;
+use crate::store::manifest::{FileRole, Manifest};
+use crate::store::{Incoming, Store, StoreError};
+use crate::works::store_failure;
+
+/// Disks that have come.
+pub struct Arrived {
+    store: Store,
+    incoming: Incoming,
+    manifest: Manifest,
+    /// The VM as it is on the other host, with its images where they lie here.
+    pub definition: VmDefinition,
+}
+
+impl Arrived {
+    /// The files, every one compared with its digest.
+    #[must_use]
+    pub fn saved(&self) -> SavedVm<'_> {
+        SavedVm { folder: self.incoming.folder(), manifest: &self.manifest }
+    }
+
+    /// They are used, or never will be.
+    ///
+    /// # Errors
+    /// What has come cannot be deleted.
+    pub fn discard(&self) -> std::result::Result<(), StoreError> {
+        self.store.discard(&self.incoming)
+    }
+}
+
+impl Receiver {
+    /// Gets the frozen disks of a VM; `None` when `is_known` says of the other host's VM that the replica is here already.
+    /// A transfer that breaks off is gone on with the next time, as long as the VM has not run since.
+    ///
+    /// # Errors
+    /// What `is_known` says. The source does not give them, or they could not be used here.
+    pub async fn replicate(
+        &self,
+        replica: &Replica,
+        is_known: impl Fn(&VmDefinition) -> Result<bool>,
+    ) -> Result<Option<Arrived>> {
+        let (of, name) = (&replica.clone.of, &replica.clone.name);
+        let Some(source) = &replica.source else {
+            return Err(failure(
+                FailureKind::BadRequest,
+                format!("no host was named that has the disks of {of}"),
+            ));
+        };
+        let wish = Wish {
+            kind: "the VM",
+            what: format!("the disks of {of}"),
+            cure: format!("check the disk of that host; `unasnap restore` brings {of} back to a snapshot"),
+        };
+        let progress = watch::channel(Moved::default()).0;
+        let first = (&Ask::Disks(Disks { vm: of.clone(), digest: source.digest }), wish);
+        let (talk, offer) =
+            Conversation::open(source, &self.trust, first, replica.per_second, &progress).await?;
+        let mut transfer = Transfer { receiver: self, snapshot: of, vm: of, talk };
+        let (text, manifest) = transfer.manifest(&offer).await?;
+        if manifest.files.iter().any(|file| !matches!(file.role, FileRole::DiskLayer(_))) {
+            return Err(transfer.talk.odd("it gives more than disks"));
+        }
+        let definition = &manifest.identity.definition;
+        fitting::check_stopped(definition, &manifest.hypervisor, self.facts.as_ref(), Phase::Fetch)?;
+        if is_known(definition)? {
+            transfer.talk.close().await;
+            return Ok(None);
+        }
+        // Of two replicas of one VM each has its own folder.
+        let incoming = self.store.receive(of, name, &text);
+        let incoming = incoming.map_err(|error| store_failure(&error, Phase::Fetch))?;
+        let definition = transfer.everything(&offer, &manifest, &incoming).await?;
+        transfer.talk.close().await;
+        Ok(Some(Arrived { store: self.store.clone(), incoming, manifest, definition }))
+    }
+}
+
+/// Are these two the same but for the places of their images?
+#[must_use]
+pub fn is_same(one: &VmDefinition, other: &VmDefinition) -> bool {
+    let placeless = |definition: &VmDefinition| {
+        let mut placeless = definition.clone();
+        let disks = placeless.disks.iter_mut().map(|disk| &mut disk.image);
+        disks
+            .chain(&mut placeless.kernel)
+            .chain(&mut placeless.initrd)
+            .for_each(|path| Path::new("").clone_into(path));
+        placeless
+    };
+    placeless(one) == placeless(other)
+}
