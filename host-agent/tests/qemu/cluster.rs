@@ -40,10 +40,7 @@ impl Cluster {
         let folder = tempfile::Builder::new().prefix("unasnap-").tempdir().unwrap();
         let mut cluster = Self { folder, daemons: Vec::new(), said: RefCell::default(), _alone: alone };
         cluster.configure(colourings);
-        let unit = privileges("unasnap-coordinator.service");
-        let nobody = ["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string(), "--clear-groups"]
-            .map(str::to_owned);
-        cluster.start_daemon("coordinator", &[&nobody[..], &unit].concat());
+        cluster.start_daemon("coordinator", &cluster.of_nobody());
         cluster.wait("the coordinator answers", |cluster| cluster.attempt(&["status"]).0 == 0);
         cluster.start_host(agent, colourings.len());
         cluster
@@ -65,6 +62,36 @@ impl Cluster {
         let vms = self.processes().len() - self.daemons.len();
         self.kill_host();
         self.start_host(privileges, vms);
+    }
+
+    /// Starts the coordinator anew, with this before all else in its configuration.
+    pub fn restart_coordinator(&mut self, with: &str) {
+        let text = fs::read_to_string(self.path("coordinator.toml")).unwrap();
+        self.write("coordinator.toml", &format!("{with}\n{text}"));
+        let mut coordinator = self.daemons.remove(0);
+        coordinator.kill().unwrap();
+        coordinator.wait().unwrap();
+        self.start_daemon("coordinator", &self.of_nobody());
+        self.daemons.rotate_right(1);
+        self.wait("all hosts are back", |cluster| {
+            let (code, out) = cluster.attempt(&["host", "list", "--json"]);
+            code == 0 && !out.contains("\"connected\":false")
+        });
+    }
+
+    /// All that is lost with the first host: its processes, its VMs and its disk.
+    pub fn lose_host(&mut self) {
+        let qemus = self.processes().split_off(self.daemons.len());
+        self.kill_host();
+        for pid in qemus {
+            run("kill", &["-9", &pid.to_string()]);
+        }
+        fs::remove_dir_all(self.path("h1")).unwrap();
+    }
+
+    fn of_nobody(&self) -> Vec<String> {
+        let nobody = ["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string(), "--clear-groups"];
+        [&nobody.map(str::to_owned)[..], &privileges("unasnap-coordinator.service")].concat()
     }
 
     /// Kills the host agent, if it has not ended by itself.
@@ -137,13 +164,14 @@ impl Cluster {
         }
     }
 
-    /// Another host agent, on this machine, which has no VMs; this one's host gives it files.
+    /// Another host agent, on this machine, which has no VMs. The two give files to each other.
     pub fn start_second_host(&mut self) {
         assert_eq!(self.attempt(&["pki", "add-host", "h2", "--dir", "pki"]).0, 0, "{}", self.words());
         let first = fs::read_to_string(self.path("host.toml")).unwrap();
         let second = first.replace("h1", "h2").replace("'vms'", "'vms2'");
-        self.write("host2.toml", &second);
-        self.write("host.toml", &format!("{first}[transfer]\nlisten = '127.0.0.1:7421'\n"));
+        for (file, text, port) in [("host.toml", first, 7421), ("host2.toml", second, 7422)] {
+            self.write(file, &format!("{text}[transfer]\nlisten = '127.0.0.1:{port}'\n"));
+        }
         fs::create_dir(self.path("vms2")).unwrap();
         self.restart_host(&[]);
         // The first one's agent is the last of the list, for those that restart it.

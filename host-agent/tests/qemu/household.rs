@@ -36,7 +36,7 @@ fn attempt(cluster: &Cluster, words: &[String]) -> (i32, String) {
 }
 
 /// What the guest has counted to.
-fn count(cluster: &Cluster, vm: &str) -> u64 {
+pub fn count(cluster: &Cluster, vm: &str) -> u64 {
     let console = ["h1", "h2"].map(|host| cluster.path(&format!("{host}/vms/{vm}/console.log")));
     let console = console.iter().find_map(|path| fs::read_to_string(path).ok()).unwrap_or_default();
     assert!(!console.contains("torn"), "RAM and disk are of different instants:\n{console}");
@@ -44,7 +44,7 @@ fn count(cluster: &Cluster, vm: &str) -> u64 {
     whole.lines().filter_map(|line| line.trim().strip_prefix("tick ")?.parse().ok()).next_back().unwrap_or(0)
 }
 
-fn wait_count(cluster: &Cluster, vm: &str, least: u64) {
+pub fn wait_count(cluster: &Cluster, vm: &str, least: u64) {
     cluster.wait(&format!("{vm} has counted to {least}"), |cluster| count(cluster, vm) >= least);
 }
 

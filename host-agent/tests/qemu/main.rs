@@ -11,6 +11,8 @@ mod buttons;
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod copies;
+#[cfg(test)]
 mod debian;
 #[cfg(test)]
 mod faults;
