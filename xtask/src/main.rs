@@ -30,6 +30,7 @@ mod package;
 mod process;
 mod prove;
 mod setup;
+mod strays;
 mod test;
 
 use std::process::ExitCode;
