@@ -1,7 +1,6 @@
 //! What is asked of the host and not of a member: one task that owns the bases, one queue. VMs come and go through
 //! [`Registry`].
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -17,6 +16,7 @@ use crate::definition::{Disk, VmDefinition};
 use crate::hypervisor::Ground;
 use crate::registry::{Registry, internal, refused};
 use crate::store::Store;
+use crate::transfer::bringing::Brought;
 use crate::transfer::receiving::Receiver;
 
 mod files;
@@ -51,7 +51,7 @@ struct Household {
     receiver: Arc<Receiver>,
     words: mpsc::UnboundedSender<HostWord>,
     /// Images that come from other hosts, with the numbers of their tasks and the names that they get.
-    coming: JoinSet<(u64, Name, Result<PathBuf>)>,
+    coming: JoinSet<(u64, Name, Result<Brought>)>,
     /// Files whose digests are being computed, with the numbers of their tasks.
     reading: JoinSet<(u64, Result<Candidate>)>,
 }
@@ -76,8 +76,8 @@ impl Household {
                     None => return,
                 },
                 Some(came) = self.coming.join_next() => match came {
-                    Ok((number, name, Ok(path))) => {
-                        let considered = self.bases.consider_file(path, Some(name)).await;
+                    Ok((number, name, Ok(brought))) => {
+                        let considered = self.bases.consider_brought(brought, name).await;
                         if let Some(outcome) = self.preload(number, considered).await {
                             self.answer(number, outcome);
                         }
@@ -87,9 +87,8 @@ impl Household {
                 },
                 Some(read) = self.reading.join_next() => match read {
                     Ok((number, read)) => {
-                        let entered = read.and_then(|candidate| self.bases.enter(candidate));
-                        let outcome = match entered {
-                            Ok(name) => self.preloaded(&name).await,
+                        let outcome = match read {
+                            Ok(candidate) => self.enter(candidate).await,
                             Err(error) => Err(error),
                         };
                         self.answer(number, outcome);
@@ -138,13 +137,19 @@ impl Household {
 
     async fn preload(&mut self, number: u64, considered: Result<Considered>) -> Option<Result<Outcome>> {
         match considered {
-            Ok(Considered::New(candidate)) => {
-                self.reading.spawn(async move { (number, candidate.read().await) });
+            Ok(Considered::New(unread)) => {
+                self.reading.spawn(async move { (number, unread.read().await) });
                 None
             }
+            Ok(Considered::Read(candidate)) => Some(self.enter(candidate).await),
             Ok(Considered::Known(name)) => Some(self.preloaded(&name).await),
             Err(error) => Some(Err(error)),
         }
+    }
+
+    async fn enter(&mut self, candidate: Candidate) -> Result<Outcome> {
+        let name = self.bases.enter(candidate)?;
+        self.preloaded(&name).await
     }
 
     async fn make(&self, plan: Plan, incarnation: u64) -> Result<Outcome> {

@@ -11,7 +11,7 @@
 //! | [`images`] | what VMs need beside their snapshots, by digest |
 //! | [`fitting`] | could this VM be restored on this host? |
 
-mod bringing;
+pub mod bringing;
 mod conversation;
 pub mod fetching;
 pub mod fitting;

@@ -12,8 +12,18 @@ use unasnap_protocol::transfer::{Ask, Item};
 use super::conversation::{Conversation, Result, Wish, blocking, failure, missing};
 use super::images::hex;
 use super::receiving::Receiver;
+use crate::store::manifest::BaseImage;
 use crate::store::{Store, files};
 use crate::works::store_failure;
+
+/// An image that is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Brought {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// As it was when it was read and its digest was right; `None` when it was here before.
+    pub read: Option<BaseImage>,
+}
 
 /// Room that is kept for an image while it comes.
 struct Room<'a> {
@@ -28,11 +38,11 @@ impl Drop for Room<'_> {
 }
 
 impl Receiver {
-    /// Gets an image, and answers where it lies. One that is here is not fetched.
+    /// Gets an image. One that is here is not fetched.
     ///
     /// # Errors
     /// No source gave it, or it did not come in time: what has come is kept. Or it cannot be kept here.
-    pub async fn bring(&self, bring: &Bring) -> Result<PathBuf> {
+    pub async fn bring(&self, bring: &Bring) -> Result<Brought> {
         let limit = Duration::from_secs(bring.within_s.into());
         timeout(limit, self.bring_from_any(bring)).await.unwrap_or_else(|_| {
             let text = format!(
@@ -43,11 +53,11 @@ impl Receiver {
         })
     }
 
-    async fn bring_from_any(&self, bring: &Bring) -> Result<PathBuf> {
+    async fn bring_from_any(&self, bring: &Bring) -> Result<Brought> {
         let mut last = failure(FailureKind::BadRequest, format!("no host was named that has {}", bring.name));
         for source in &bring.sources {
             match self.bring_from(source, bring).await {
-                Ok(path) => return Ok(path),
+                Ok(brought) => return Ok(brought),
                 // Another source changes nothing.
                 Err(full) if full.kind == FailureKind::NoSpace => return Err(full),
                 Err(failure) => last = failure,
@@ -56,9 +66,9 @@ impl Receiver {
         Err(last)
     }
 
-    async fn bring_from(&self, source: &Source, bring: &Bring) -> Result<PathBuf> {
-        if let Some(path) = self.here(source.digest).await? {
-            return Ok(path);
+    async fn bring_from(&self, source: &Source, bring: &Bring) -> Result<Brought> {
+        if let Some(here) = self.here(source.digest).await? {
+            return Ok(here);
         }
         let name = &bring.name;
         let wish = Wish {
@@ -75,9 +85,9 @@ impl Receiver {
             _ => return Err(talk.odd("its offer is not the image that was asked for")),
         };
         let _no_other = self.images.lock(&image).await;
-        if let Some(path) = self.here(source.digest).await? {
+        if let Some(here) = self.here(source.digest).await? {
             talk.close().await;
-            return Ok(path);
+            return Ok(here);
         }
         let gathering = self.images.gathering(&image);
         let gathering = gathering.map_err(|error| talk.unwritten(&error, Path::new(&image.path)))?;
@@ -87,11 +97,11 @@ impl Receiver {
         room.map_err(|error| store_failure(&error, Phase::Fetch))?;
         let _room = Room { store: &self.store, gathering: &gathering };
         match talk.whole(Item::Image(0), &gathering, image.size, &hex(&image.digest)).await {
-            Ok(()) => {
+            Ok(read) => {
                 let kept = self.images.keep(&image, None);
                 let path = kept.map_err(|error| talk.unwritten(&error, &gathering))?;
                 talk.close().await;
-                Ok(path)
+                Ok(Brought { read: Some(BaseImage { path: path.clone(), ..read }), path })
             }
             Err(full) if full.kind == FailureKind::NoSpace => {
                 files::remove_if_there(&gathering).map_err(|error| talk.unwritten(&error, &gathering))?;
@@ -101,9 +111,9 @@ impl Receiver {
         }
     }
 
-    /// Where it lies, if it is here. What lies at the source's place counts for nothing: it would become read-only.
-    async fn here(&self, digest: [u8; 32]) -> Result<Option<PathBuf>> {
+    /// If it is here. What lies at the source's place counts for nothing: it would become read-only.
+    async fn here(&self, digest: [u8; 32]) -> Result<Option<Brought>> {
         let images = self.images.clone();
-        blocking(move || Ok(images.known(&digest))).await
+        blocking(move || Ok(images.known(&digest).map(|path| Brought { path, read: None }))).await
     }
 }

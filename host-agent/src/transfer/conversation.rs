@@ -14,7 +14,10 @@ use unasnap_protocol::transfer::{Ask, Give, Item, MAX_CHUNK_BYTES, Offer, Piece}
 
 use super::reading::{Rate, lengths};
 use super::{ask, given};
+use crate::hypervisor::base_image::describe;
 use crate::store::files;
+use crate::store::manifest::BaseImage;
+use crate::works::chain;
 
 /// How long a source may be busy with others.
 const BUSY_LIMIT: Duration = Duration::from_secs(3600);
@@ -89,19 +92,24 @@ impl<'a> Conversation<'a> {
         self.progress.send_replace(self.moved);
     }
 
-    /// One item, until it is complete and its digest is right. What came before may be torn by a crash of this host: then
-    /// all of it comes once more.
-    pub async fn whole(&mut self, item: Item, path: &Path, size: u64, blake3: &str) -> Result<()> {
+    /// One item, until it is complete and its digest is right: the file as it was read for that. What came before may be
+    /// torn by a crash of this host: then all of it comes once more.
+    pub async fn whole(&mut self, item: Item, path: &Path, size: u64, blake3: &str) -> Result<BaseImage> {
         for _ in 0..2 {
             let resumed = self.item(item, path, size).await?;
-            let (read, wanted) = (path.to_owned(), blake3.to_owned());
-            let compared = blocking(move || {
-                files::digest(&read).map(|found| found == wanted).map_err(|error| {
-                    failure(FailureKind::Files, format!("{} cannot be read: {error}", read.display()))
-                })
+            let here = path.to_owned();
+            let read = blocking(move || {
+                // Described before it is read: what is written meanwhile is not taken for what was read.
+                let described =
+                    describe(&here).map_err(|error| failure(FailureKind::Files, chain(&error)))?;
+                let blake3 = files::digest(&here).map_err(|error| {
+                    failure(FailureKind::Files, format!("{} cannot be read: {error}", here.display()))
+                })?;
+                Ok(BaseImage { blake3, ..described })
             });
-            if compared.await? {
-                return Ok(());
+            let read = read.await?;
+            if read.blake3 == blake3 {
+                return Ok(read);
             }
             files::remove_if_there(path).map_err(|error| self.unwritten(&error, path))?;
             if !resumed {

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use unasnap_host::bases::{Bases, Considered};
 use unasnap_host::store::files;
+use unasnap_host::store::manifest::BaseImage;
 use unasnap_host::store::space::Limits;
+use unasnap_host::transfer::bringing::Brought;
 use unasnap_protocol::control::{FailureKind, Source};
 use unasnap_protocol::household::Bring;
 use unasnap_protocol::transfer::{Ask, Chunk, Give, Image, Offer};
@@ -23,8 +25,8 @@ async fn registered(giving: &Giving, file: &str) -> (PathBuf, Source) {
     let digest = blake3::hash(&noise(BYTES, 99)).into();
     let mut bases = Bases::open(giving.folder.path(), &[images().to_owned()]).unwrap();
     match bases.consider(path.to_str().unwrap(), Some(name("debian"))).await.unwrap() {
-        Considered::New(candidate) => bases.enter(candidate.read().await.unwrap()).unwrap(),
-        Considered::Known(name) => name,
+        Considered::New(unread) => bases.enter(unread.read().await.unwrap()).unwrap(),
+        other => panic!("{other:?}"),
     };
     (path, Source { digest, ..giving.source() })
 }
@@ -47,14 +49,44 @@ async fn a_base_comes_whole_and_once() {
     let (original, source) = registered(&giving, "whole").await;
     // Whoever does not give it is passed over.
     let gone = Source { address: "127.0.0.1:1".to_owned(), ..source.clone() };
-    let path = taking.receiver.bring(&bring(&[&gone, &source])).await.unwrap();
+    let Brought { path, read } = taking.receiver.bring(&bring(&[&gone, &source])).await.unwrap();
+    assert!(read.is_some());
     assert_eq!(files::digest(&path).unwrap(), files::digest(&original).unwrap());
     assert!(path.starts_with(taking.folder.path().join("images")));
     assert_eq!(
         taking.receiver.bring(&bring(&[&gone])).await.unwrap(),
-        path,
+        Brought { path, read: None },
         "it is here, and nobody is asked"
     );
+}
+
+/// Who would read it again would find that the digest of the file is another one.
+#[tokio::test]
+async fn what_has_come_becomes_a_base_without_being_read_again() {
+    let giving = Giving::start(None).await;
+    let taking = Taking::new(&giving);
+    let (_, source) = registered(&giving, "once").await;
+    let brought = taking.receiver.bring(&bring(&[&source])).await.unwrap();
+    let mut bases = Bases::open(taking.folder.path(), &[]).unwrap();
+    let marked = BaseImage { blake3: "5".repeat(64), ..brought.read.clone().unwrap() };
+    let marked = Brought { read: Some(marked), ..brought.clone() };
+    let considered = bases.consider_brought(marked, name("marked")).await.unwrap();
+    let Considered::Read(candidate) = considered else { panic!("it is read again: {considered:?}") };
+    bases.enter(candidate).unwrap();
+    assert_eq!(bases.known()[&name("marked")].image.blake3, "5".repeat(64));
+    bases.remove(&name("marked")).unwrap();
+
+    // It is read when nobody has read it as it is now: touched since, or here before.
+    let touched = BaseImage { modified: 1, ..brought.read.clone().unwrap() };
+    for read in [Some(touched), None] {
+        let brought = Brought { read, ..brought.clone() };
+        let considered = bases.consider_brought(brought, name("debian")).await.unwrap();
+        let Considered::New(unread) = considered else { panic!("{considered:?}") };
+        bases.enter(unread.read().await.unwrap()).unwrap();
+        let digest = blake3::Hash::from_bytes(source.digest).to_hex();
+        assert_eq!(bases.known()[&name("debian")].image.blake3, digest.as_str());
+        bases.remove(&name("debian")).unwrap();
+    }
 }
 
 #[tokio::test]
@@ -75,7 +107,7 @@ async fn a_base_that_is_cut_or_late_goes_on() {
     assert!(failure.text.contains("image debian was not here after 1 s; what has come is kept"), "{failure}");
     assert!((came..BYTES as u64).contains(&gathering(&taking, &source)));
 
-    let path = taking.receiver.bring(&bring(&[&source])).await.unwrap();
+    let Brought { path, .. } = taking.receiver.bring(&bring(&[&source])).await.unwrap();
     assert_eq!(files::digest(&path).unwrap(), files::digest(&original).unwrap());
     assert_eq!(gathering(&taking, &source), 0);
 }
