@@ -16,7 +16,7 @@ use crate::definition::{Disk, VmDefinition};
 use crate::hypervisor::Ground;
 use crate::registry::{Registry, internal, refused};
 use crate::store::Store;
-use crate::transfer::bringing::Brought;
+use crate::transfer::bringing::{Brought, Far};
 use crate::transfer::receiving::Receiver;
 
 mod files;
@@ -108,9 +108,13 @@ impl Household {
                 return self.preload(number, considered).await;
             }
             Task::Bring(bring) => {
-                let receiver = Arc::clone(&self.receiver);
+                let (receiver, words) = (Arc::clone(&self.receiver), self.words.clone());
                 self.coming.spawn(async move {
-                    let came = receiver.bring(&bring).await;
+                    // The other end lives as long as the process.
+                    let tell = |Far { from, moved }| {
+                        drop(words.send(HostWord::Bringing { number, from, moved }));
+                    };
+                    let came = receiver.bring(&bring, tell).await;
                     (number, bring.name, came.map_err(|failure| refused(failure.text)))
                 });
                 return None;

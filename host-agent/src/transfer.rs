@@ -32,6 +32,9 @@ use crate::fault_point;
 /// For the other end's next word, where it has nothing to compute.
 const WORD_LIMIT: Duration = Duration::from_secs(30);
 
+/// Between two words that tell how far a transfer is.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
 async fn ask(writer: &mut Writer, message: &Ask) -> Result<()> {
     fault_point::before("seek", message.name()).await?;
     writer.send(&message.encode(&())).await?;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use unasnap_protocol::control::{CoordinatorSession, Phase};
+use unasnap_protocol::control::{CoordinatorSession, Moved, Phase};
+use unasnap_protocol::elsewhere::{FetchProgress, FetchedMember};
 use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::household::{HostOrder, HostReport, HouseholdReport, HouseholdRequest, Outcome, Task};
 use unasnap_protocol::image::ImageRequest;
@@ -36,6 +37,8 @@ pub struct Chore {
     began: Instant,
     hosts: BTreeSet<Name>,
     found: BTreeMap<Name, HostReport>,
+    /// How far an image is, by the host to which it comes.
+    coming: BTreeMap<Name, FetchedMember>,
     watchers: Watchers,
     then: Then,
 }
@@ -74,6 +77,10 @@ impl Chore {
             waiting: self.awaited().cloned().collect(),
         };
         tell(&self.watchers, &Reply::Progress(progress));
+        if !self.coming.is_empty() {
+            let members = self.coming.values().cloned().collect();
+            tell(&self.watchers, &Reply::Fetching(FetchProgress { snapshot: self.id.clone(), members }));
+        }
     }
 
     fn words(&self) -> Option<String> {
@@ -280,8 +287,9 @@ impl Owner {
         let order = HostOrder::Task { number, incarnation, task: task.clone() };
         let message = CoordinatorSession::Household(order);
         let deadline = began + limit;
+        let (found, coming) = (BTreeMap::new(), BTreeMap::new());
         let mut chore =
-            Chore { deadline, id, task, deployments, began, hosts, found: BTreeMap::new(), watchers, then };
+            Chore { deadline, id, task, deployments, began, hosts, found, coming, watchers, then };
         for host in chore.hosts.clone() {
             if !self.registry.say(&host, &message) {
                 chore.enter(&host, refuse(not_connected(&host)));
@@ -327,6 +335,19 @@ impl Owner {
             }
         }
         self.end_chore_if_complete(number)
+    }
+
+    /// A host tells how far the image is that comes to it.
+    pub(super) fn on_bringing(&mut self, host: &Name, number: u64, from: Name, moved: Moved) {
+        let is_meant = |chore: &&mut Chore| {
+            matches!(chore.task, Task::Bring(_)) && chore.awaited().any(|one| one == host)
+        };
+        let Some(chore) = self.chores.get_mut(&number).filter(is_meant) else { return };
+        let seconds = chore.began.elapsed().as_secs_f64();
+        let new = || FetchedMember::new(host.clone(), from.clone(), host.clone());
+        let coming = chore.coming.entry(host.clone()).or_insert_with(new);
+        coming.from = from;
+        coming.note(moved, seconds);
     }
 
     /// A host has gone: whether it has done it nobody knows.

@@ -18,6 +18,7 @@ mod images;
 mod limits;
 mod moves;
 mod pauses;
+mod preloads;
 mod replicas;
 mod support;
 mod trust;

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use unasnap_protocol::control::{FailureKind, Moved, Phase, Source};
 use unasnap_protocol::household::Bring;
+use unasnap_protocol::name::Name;
 use unasnap_protocol::transfer::{Ask, Item};
 
+use super::TELL_EVERY;
 use super::conversation::{Conversation, Result, Wish, blocking, failure, missing};
 use super::images::hex;
 use super::receiving::Receiver;
@@ -25,6 +27,15 @@ pub struct Brought {
     pub read: Option<BaseImage>,
 }
 
+/// How far it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Far {
+    /// Whence it comes.
+    pub from: Name,
+    /// In this attempt.
+    pub moved: Moved,
+}
+
 /// Room that is kept for an image while it comes.
 struct Room<'a> {
     store: &'a Store,
@@ -38,13 +49,24 @@ impl Drop for Room<'_> {
 }
 
 impl Receiver {
-    /// Gets an image. One that is here is not fetched.
+    /// Gets an image. One that is here is not fetched. While it comes, `tell` hears every second how far it is.
     ///
     /// # Errors
     /// No source gave it, or it did not come in time: what has come is kept. Or it cannot be kept here.
-    pub async fn bring(&self, bring: &Bring) -> Result<Brought> {
+    pub async fn bring(&self, bring: &Bring, tell: impl Fn(Far)) -> Result<Brought> {
+        let (far, mut seen) = watch::channel(None);
         let limit = Duration::from_secs(bring.within_s.into());
-        timeout(limit, self.bring_from_any(bring)).await.unwrap_or_else(|_| {
+        let coming = timeout(limit, self.bring_from_any(bring, &far));
+        tokio::pin!(coming);
+        let mut every = interval(TELL_EVERY);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let came = loop {
+            tokio::select! {
+                came = &mut coming => break came,
+                _ = every.tick() => drop(seen.borrow_and_update().clone().map(&tell)),
+            }
+        };
+        came.unwrap_or_else(|_| {
             let text = format!(
                 "image {} was not here after {} s; what has come is kept, and the next `unasnap image preload` goes on there",
                 bring.name, bring.within_s
@@ -53,10 +75,10 @@ impl Receiver {
         })
     }
 
-    async fn bring_from_any(&self, bring: &Bring) -> Result<Brought> {
+    async fn bring_from_any(&self, bring: &Bring, far: &watch::Sender<Option<Far>>) -> Result<Brought> {
         let mut last = failure(FailureKind::BadRequest, format!("no host was named that has {}", bring.name));
         for source in &bring.sources {
-            match self.bring_from(source, bring).await {
+            match self.bring_from(source, bring, far).await {
                 Ok(brought) => return Ok(brought),
                 // Another source changes nothing.
                 Err(full) if full.kind == FailureKind::NoSpace => return Err(full),
@@ -66,7 +88,12 @@ impl Receiver {
         Err(last)
     }
 
-    async fn bring_from(&self, source: &Source, bring: &Bring) -> Result<Brought> {
+    async fn bring_from(
+        &self,
+        source: &Source,
+        bring: &Bring,
+        far: &watch::Sender<Option<Far>>,
+    ) -> Result<Brought> {
         if let Some(here) = self.here(source.digest).await? {
             return Ok(here);
         }
@@ -76,10 +103,10 @@ impl Receiver {
             what: format!("image {name}"),
             cure: "put the image back there, or forget it with `unasnap disk remove`".to_owned(),
         };
-        let progress = watch::channel(Moved::default()).0;
+        let tell = |moved| drop(far.send_replace(Some(Far { from: source.host.clone(), moved })));
         let first = (&Ask::Base(source.digest), wish);
         let (mut talk, offer) =
-            Conversation::open(source, &self.trust, first, bring.per_second, &progress).await?;
+            Conversation::open(source, &self.trust, first, bring.per_second, &tell).await?;
         let image = match offer.images.as_slice() {
             [image] if image.digest == source.digest => image.clone(),
             _ => return Err(talk.odd("its offer is not the image that was asked for")),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -10,10 +9,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use unasnap_protocol::control::{Answer, Envelope, Moved, Source};
 use unasnap_protocol::name::Name;
 
+use super::TELL_EVERY;
 use super::receiving::Receiver;
-
-/// Between two answers that tell how far it is.
-const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Snapshot and VM.
 type Part = (Name, Name);

@@ -61,7 +61,10 @@ impl Receiver {
             cure: format!("`unasnap snapshot verify {snapshot}` names all that is; restore another snapshot"),
         };
         let first = (&Ask::Open(wanted), wish);
-        let (talk, offer) = Conversation::open(source, &self.trust, first, None, progress).await?;
+        let tell = |moved| {
+            progress.send_replace(moved);
+        };
+        let (talk, offer) = Conversation::open(source, &self.trust, first, None, &tell).await?;
         let mut transfer = Transfer { receiver: self, snapshot, vm, deployment, talk };
         transfer.receive(&offer).await?;
         Ok(transfer.talk.close().await)
