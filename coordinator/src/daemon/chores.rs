@@ -18,6 +18,7 @@ use unasnap_protocol::operator::{Progress, Reply, RequestError, RequestErrorKind
 
 use super::journal::Result;
 use super::owner::{Owner, Watchers, tell};
+use super::preloading::dealt;
 use super::registry::not_connected;
 use super::restoring::no_snapshot;
 
@@ -284,13 +285,13 @@ impl Owner {
         };
         let home = self.home(&task);
         let incarnation = home.map_or(0, |deployment| self.journal.counters(&deployment).incarnation);
-        let order = HostOrder::Task { number, incarnation, task: task.clone() };
-        let message = CoordinatorSession::Household(order);
         let deadline = began + limit;
         let (found, coming) = (BTreeMap::new(), BTreeMap::new());
         let mut chore =
             Chore { deadline, id, task, deployments, began, hosts, found, coming, watchers, then };
-        for host in chore.hosts.clone() {
+        for (turn, host) in chore.hosts.clone().into_iter().enumerate() {
+            let order = HostOrder::Task { number, incarnation, task: dealt(&chore.task, turn) };
+            let message = CoordinatorSession::Household(order);
             if !self.registry.say(&host, &message) {
                 chore.enter(&host, refuse(not_connected(&host)));
             }

@@ -3,6 +3,8 @@
 //! ```text
 //! all hosts: Bases -> who has it, who lacks it -> to these: Bring -> the copies become durable -> one report
 //! ```
+//!
+//! Each of those that lack it is told all that have it, and begins with another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -147,6 +149,18 @@ impl Owner {
         tell(watchers, &Reply::Household(HouseholdReport { hosts }));
         Ok(())
     }
+}
+
+/// As one of several hosts is told it: they begin with different sources, for one serves few at a time.
+pub(super) fn dealt(task: &Task, turn: usize) -> Task {
+    let mut task = task.clone();
+    if let Task::Bring(bring) = &mut task
+        && !bring.sources.is_empty()
+    {
+        let first = turn % bring.sources.len();
+        bring.sources.rotate_left(first);
+    }
+    task
 }
 
 /// What is known of a host without asking it for anything.

@@ -25,6 +25,19 @@ fn hosts(cluster: &Cluster, count: usize, having: usize) -> Vec<Host> {
 }
 
 #[test]
+fn the_hosts_that_have_it_share_the_work() {
+    let cluster = Cluster::start();
+    let hosts = hosts(&cluster, 5, 2);
+    assert_eq!(cluster.run(&["image", "preload", "debian:1", "h3", "h4", "h5"]).code, 0);
+    let sources = |host: &Host| -> Vec<String> {
+        let brought = host.house(|house| house.brought.take()).unwrap();
+        brought.sources.iter().map(|source| source.host.to_string()).collect()
+    };
+    let all: Vec<_> = hosts[2..].iter().map(sources).collect();
+    assert_eq!(all, [["h1", "h2"], ["h2", "h1"], ["h1", "h2"]], "who is not there is passed over");
+}
+
+#[test]
 fn the_operator_sees_how_far_it_is() {
     let cluster = Cluster::start();
     let hosts = hosts(&cluster, 3, 1);
