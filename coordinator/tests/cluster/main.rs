@@ -16,6 +16,7 @@ mod households;
 mod image_check;
 mod images;
 mod limits;
+mod mending;
 mod moves;
 mod pauses;
 mod preloads;
