@@ -19,14 +19,17 @@ use unasnap_protocol::household::Base;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 
+pub use self::candidate::{Candidate, Considered, Unread};
 use self::inspection::inspect;
 use crate::definition::ImageFormat;
 use crate::hypervisor::base_image::{describe, digest};
 use crate::registry::{cannot, internal, refused};
 use crate::store::files;
 use crate::store::manifest::BaseImage;
+use crate::transfer::bringing::Brought;
 use crate::works::chain;
 
+mod candidate;
 mod inspection;
 
 /// Bits of a file's mode by which anybody may write it.
@@ -51,22 +54,6 @@ pub struct Bases {
     image_dirs: Vec<PathBuf>,
     state_dir: PathBuf,
     known: BTreeMap<Name, Known>,
-}
-
-/// A file that may become a base, once its digest is computed.
-#[derive(Debug)]
-pub struct Candidate {
-    name: Name,
-    known: Known,
-}
-
-/// What [`Bases::consider`] has found.
-#[derive(Debug)]
-pub enum Considered {
-    /// It may become a base.
-    New(Candidate),
-    /// It is one already, of this name.
-    Known(Name),
 }
 
 impl Bases {
@@ -137,11 +124,25 @@ impl Bases {
         self.consider_file(self.resolve(path)?, name).await
     }
 
-    /// As [`Self::consider`], for a file that lies where this host keeps what comes from others.
+    /// As [`Self::consider`], for an image that lies where this host keeps what comes from others. One that was read when it
+    /// came, and is as it was then, is not read again.
     ///
     /// # Errors
     /// It cannot become one.
-    pub async fn consider_file(&self, path: PathBuf, name: Option<Name>) -> Result<Considered, RequestError> {
+    pub async fn consider_brought(&self, brought: Brought, name: Name) -> Result<Considered, RequestError> {
+        let Brought { path, read } = brought;
+        Ok(match (self.consider_file(path, Some(name)).await?, read) {
+            (Considered::New(Unread { name, mut known }), Some(read))
+                if (known.image.size, known.image.modified) == (read.size, read.modified) =>
+            {
+                known.image.blake3 = read.blake3;
+                Considered::Read(Candidate { name, known })
+            }
+            (considered, _) => considered,
+        })
+    }
+
+    async fn consider_file(&self, path: PathBuf, name: Option<Name>) -> Result<Considered, RequestError> {
         if let Some((known, _)) = self.known.iter().find(|(_, base)| base.image.path == path) {
             let is_meant = name.is_none_or(|name| name == *known);
             if is_meant && self.problem(known).await.is_none() {
@@ -161,10 +162,10 @@ impl Bases {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode & !WRITABLE))
             .map_err(|error| cannot("make read-only", &path, &error))?;
         let image = describe(&path).map_err(|error| refused(chain(&error)))?;
-        Ok(Considered::New(Candidate { name, known: Known { format, virtual_bytes, image } }))
+        Ok(Considered::New(Unread { name, known: Known { format, virtual_bytes, image } }))
     }
 
-    /// Registers what [`Candidate::read`] has read.
+    /// Registers a file whose digest is known.
     ///
     /// # Errors
     /// The name was taken meanwhile, or it cannot be written.
@@ -246,25 +247,6 @@ impl Bases {
             users,
             problem: self.problem(name).await,
         })
-    }
-}
-
-impl Candidate {
-    /// Computes the digest, which takes some seconds for each gigabyte.
-    ///
-    /// # Errors
-    /// It cannot be read, or somebody has written it meanwhile.
-    pub async fn read(mut self) -> Result<Self, RequestError> {
-        let image = &mut self.known.image;
-        image.blake3 = digest(&image.path).await.map_err(|error| refused(chain(&error)))?;
-        let now = describe(&image.path).map_err(|error| refused(chain(&error)))?;
-        if (now.size, now.modified) != (image.size, image.modified) {
-            return Err(refused(format!(
-                "{} was written while it was read; who writes it?",
-                image.path.display()
-            )));
-        }
-        Ok(self)
     }
 }
 

@@ -1,7 +1,6 @@
 //! What is asked of the host and not of a member: one task that owns the bases, one queue. VMs come and go through
 //! [`Registry`].
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -17,8 +16,10 @@ use crate::definition::{Disk, VmDefinition};
 use crate::hypervisor::Ground;
 use crate::registry::{Registry, internal, refused};
 use crate::store::Store;
+use crate::transfer::bringing::Brought;
 use crate::transfer::frozen::Shelf;
 use crate::transfer::receiving::Receiver;
+use crate::transfer::telling::Far;
 
 mod files;
 mod plan;
@@ -55,7 +56,7 @@ struct Household {
     shelf: Arc<Shelf>,
     words: mpsc::UnboundedSender<HostWord>,
     /// Images that come from other hosts, with the numbers of their tasks and the names that they get.
-    coming: JoinSet<(u64, Name, Result<PathBuf>)>,
+    coming: JoinSet<(u64, Name, Result<Brought>)>,
     /// Files whose digests are being computed, with the numbers of their tasks.
     reading: JoinSet<(u64, Result<Candidate>)>,
     /// Replicas that are sent or come, with the numbers of their tasks.
@@ -82,8 +83,8 @@ impl Household {
                     None => return,
                 },
                 Some(came) = self.coming.join_next() => match came {
-                    Ok((number, name, Ok(path))) => {
-                        let considered = self.bases.consider_file(path, Some(name)).await;
+                    Ok((number, name, Ok(brought))) => {
+                        let considered = self.bases.consider_brought(brought, name).await;
                         if let Some(outcome) = self.preload(number, considered).await {
                             self.answer(number, outcome);
                         }
@@ -97,9 +98,8 @@ impl Household {
                 },
                 Some(read) = self.reading.join_next() => match read {
                     Ok((number, read)) => {
-                        let entered = read.and_then(|candidate| self.bases.enter(candidate));
-                        let outcome = match entered {
-                            Ok(name) => self.preloaded(&name).await,
+                        let outcome = match read {
+                            Ok(candidate) => self.enter(candidate).await,
                             Err(error) => Err(error),
                         };
                         self.answer(number, outcome);
@@ -119,9 +119,9 @@ impl Household {
                 return self.preload(number, considered).await;
             }
             Task::Bring(bring) => {
-                let receiver = Arc::clone(&self.receiver);
+                let (receiver, tell) = (Arc::clone(&self.receiver), self.teller(number));
                 self.coming.spawn(async move {
-                    let came = receiver.bring(&bring).await;
+                    let came = receiver.bring(&bring, tell).await;
                     (number, bring.name, came.map_err(|failure| refused(failure.text)))
                 });
                 return None;
@@ -133,8 +133,9 @@ impl Household {
             }
             Task::Replicate(replica) => {
                 let (registry, receiver) = (Arc::clone(&self.registry), Arc::clone(&self.receiver));
+                let tell = self.teller(number);
                 self.replicas.spawn(async move {
-                    (number, replicas::replicate(&registry, &receiver, &replica, incarnation).await)
+                    (number, replicas::replicate(&registry, &receiver, &replica, incarnation, tell).await)
                 });
                 return None;
             }
@@ -160,13 +161,19 @@ impl Household {
 
     async fn preload(&mut self, number: u64, considered: Result<Considered>) -> Option<Result<Outcome>> {
         match considered {
-            Ok(Considered::New(candidate)) => {
-                self.reading.spawn(async move { (number, candidate.read().await) });
+            Ok(Considered::New(unread)) => {
+                self.reading.spawn(async move { (number, unread.read().await) });
                 None
             }
+            Ok(Considered::Read(candidate)) => Some(self.enter(candidate).await),
             Ok(Considered::Known(name)) => Some(self.preloaded(&name).await),
             Err(error) => Some(Err(error)),
         }
+    }
+
+    async fn enter(&mut self, candidate: Candidate) -> Result<Outcome> {
+        let name = self.bases.enter(candidate)?;
+        self.preloaded(&name).await
     }
 
     async fn make(&self, plan: Plan, incarnation: u64) -> Result<Outcome> {
@@ -208,6 +215,13 @@ impl Household {
         let is_base = |disk: &Disk| disk.image.canonicalize().is_ok_and(|path| path == known.image.path);
         let uses = |vm: &&VmDefinition| vm.disks.iter().any(is_base);
         definitions.filter(uses).map(|vm| vm.name.clone()).collect()
+    }
+
+    /// Says how far the transfer of a task is.
+    fn teller(&self, number: u64) -> impl Fn(Far) + Send + use<> {
+        let words = self.words.clone();
+        // The other end lives as long as the process.
+        move |Far { from, moved }| drop(words.send(HostWord::Bringing { number, from, moved }))
     }
 
     fn answer(&self, number: u64, outcome: Result<Outcome>) {

@@ -17,10 +17,12 @@ use std::sync::Arc;
 use unasnap_fault_points::{after, around, before};
 use unasnap_protocol::name::Name;
 
+use self::damage::Damage;
 pub use self::incoming::Incoming;
 use self::manifest::{Identity, MANIFEST_FILE, Manifest, Saved};
 use self::space::{Limits, Space};
 
+mod damage;
 pub mod files;
 mod incoming;
 mod limits;
@@ -38,6 +40,7 @@ const COMMITTED: &str = "committed";
 pub struct Store {
     root: PathBuf,
     space: Arc<Space>,
+    damage: Arc<Damage>,
 }
 
 /// A local snapshot that is being written.
@@ -161,7 +164,7 @@ impl Store {
         let root = state_dir.join("snapshots");
         fs::create_dir_all(&root).map_err(StoreError::file("create", &root))?;
         let space = Arc::new(Space::new(root.clone(), limits));
-        Ok(Self { root, space })
+        Ok(Self { root, space, damage: Arc::default() })
     }
 
     /// Refuses unless `bytes` fit, beside what was promised to drafts.
@@ -357,6 +360,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] names the first file that is missing, truncated, changed or foreign.
     pub fn verify(&self, snapshot: &Name, vm: &Name) -> Result<Manifest, StoreError> {
+        let compared = self.compare(snapshot, vm);
+        self.note_compared(snapshot, vm, &compared);
+        compared
+    }
+
+    fn compare(&self, snapshot: &Name, vm: &Name) -> Result<Manifest, StoreError> {
         let manifest = self.manifest(snapshot, vm)?;
         verify::check_identity(&manifest, snapshot, vm, &self.vm_folder(snapshot, vm))?;
         verify::check_files(&manifest, &self.vm_folder(snapshot, vm))?;

@@ -11,9 +11,10 @@
 //! | [`frozen`] | disks of stopped VMs that are given |
 //! | [`replicating`] | such disks come, for a VM that is to be made here |
 //! | [`images`] | what VMs need beside their snapshots, by digest |
+//! | [`telling`] | how far such transfers are |
 //! | [`fitting`] | could this VM be restored on this host? |
 
-mod bringing;
+pub mod bringing;
 pub(crate) mod conversation;
 pub mod fetching;
 pub mod fitting;
@@ -23,6 +24,7 @@ pub mod images;
 pub mod reading;
 pub mod receiving;
 pub mod replicating;
+pub mod telling;
 
 use std::time::Duration;
 

@@ -21,16 +21,16 @@ pub struct RestoreRequest {
 /// How far files are on their way to the hosts that need them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FetchProgress {
-    /// What is restored.
+    /// What is restored, or the task that brings an image to hosts.
     pub snapshot: Name,
-    /// Every member whose files are fetched.
+    /// Every member whose files are fetched, or every host that gets an image.
     pub members: Vec<FetchedMember>,
 }
 
-/// One member whose files come, or have come, from another host.
+/// One member whose files come, or have come, from another host; or a host to which an image comes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FetchedMember {
-    /// The VM.
+    /// The VM, or the host that gets an image.
     pub vm: Name,
     /// Whence.
     pub from: Name,

@@ -4,6 +4,7 @@
 //! operator's command         coordinator                     host agent
 //!   Bases, Household ----------->
 //!                                 Task {number, task} ---------->
+//!                                        <---------- Bringing {number, from, moved}     once a second while an image comes, or disks
 //!                                        <---------- Done {number, outcome}     exactly one
 //!        <----------- Household
 //!
@@ -17,7 +18,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Colouring, VmReport};
+use crate::control::{Colouring, Moved, VmReport};
 use crate::files::FileReport;
 use crate::guest::Prefix;
 use crate::name::Name;
@@ -52,6 +53,15 @@ pub enum HostWord {
         number: u64,
         /// What it has to say.
         outcome: Result<Outcome, RequestError>,
+    },
+    /// How far the image of [`Task::Bring`] is, or the disks of [`Task::Replicate`].
+    Bringing {
+        /// The task's number.
+        number: u64,
+        /// Whence it comes.
+        from: Name,
+        /// In this attempt.
+        moved: Moved,
     },
 }
 

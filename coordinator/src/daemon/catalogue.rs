@@ -240,12 +240,20 @@ impl Owner {
 }
 
 /// Bases of this digest that hosts have told of.
-pub(super) fn found(blake3: &str, hosts: &[HostReport]) -> impl Iterator<Item = ImageCopy> {
+pub(super) fn bases_of<'a>(
+    blake3: &str,
+    hosts: &'a [HostReport],
+) -> impl Iterator<Item = (&'a Name, &'a Base)> {
     let bases = hosts.iter().flat_map(|report| match &report.outcome {
         Ok(Outcome::Bases(bases)) => bases.iter().map(|base| (&report.host, base)).collect(),
         _ => Vec::new(),
     });
-    bases.filter(move |(_, base)| base.blake3 == blake3).map(|(host, base)| ImageCopy {
+    bases.filter(move |(_, base)| base.blake3 == blake3)
+}
+
+/// The same, as the catalogue tells of them.
+fn found(blake3: &str, hosts: &[HostReport]) -> impl Iterator<Item = ImageCopy> {
+    bases_of(blake3, hosts).map(|(host, base)| ImageCopy {
         host: host.clone(),
         base: base.name.clone(),
         path: base.path.clone(),

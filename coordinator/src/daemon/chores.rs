@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use unasnap_protocol::control::{CoordinatorSession, Phase};
+use unasnap_protocol::control::{CoordinatorSession, Moved, Phase};
+use unasnap_protocol::elsewhere::{FetchProgress, FetchedMember};
 use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::household::{
     HostOrder, HostReport, HouseholdReport, HouseholdRequest, Outcome, Replica, Task,
@@ -19,6 +20,7 @@ use unasnap_protocol::operator::{Progress, Reply, RequestError, RequestErrorKind
 
 use super::journal::Result;
 use super::owner::{Owner, Watchers, tell};
+use super::preloading::dealt;
 use super::registry::not_connected;
 use super::restoring::no_snapshot;
 
@@ -40,6 +42,8 @@ pub struct Chore {
     began: Instant,
     hosts: BTreeSet<Name>,
     found: BTreeMap<Name, HostReport>,
+    /// How far an image is, or the disks of a replica, by the host to which they come.
+    coming: BTreeMap<Name, FetchedMember>,
     watchers: Watchers,
     then: Then,
 }
@@ -80,6 +84,10 @@ impl Chore {
             waiting: self.awaited().cloned().collect(),
         };
         tell(&self.watchers, &Reply::Progress(progress));
+        if !self.coming.is_empty() {
+            let members = self.coming.values().cloned().collect();
+            tell(&self.watchers, &Reply::Fetching(FetchProgress { snapshot: self.id.clone(), members }));
+        }
     }
 
     fn words(&self) -> Option<String> {
@@ -293,12 +301,13 @@ impl Owner {
         };
         let home = self.home(&task);
         let incarnation = home.map_or(0, |deployment| self.journal.counters(&deployment).incarnation);
-        let order = HostOrder::Task { number, incarnation, task: task.clone() };
-        let message = CoordinatorSession::Household(order);
         let deadline = began + limit;
+        let (found, coming) = (BTreeMap::new(), BTreeMap::new());
         let mut chore =
-            Chore { deadline, id, task, deployments, began, hosts, found: BTreeMap::new(), watchers, then };
-        for host in chore.hosts.clone() {
+            Chore { deadline, id, task, deployments, began, hosts, found, coming, watchers, then };
+        for (turn, host) in chore.hosts.clone().into_iter().enumerate() {
+            let order = HostOrder::Task { number, incarnation, task: dealt(&chore.task, turn) };
+            let message = CoordinatorSession::Household(order);
             if !self.registry.say(&host, &message) {
                 chore.enter(&host, refuse(not_connected(&host)));
             }
@@ -343,6 +352,21 @@ impl Owner {
             }
         }
         self.end_chore_if_complete(number)
+    }
+
+    /// A host tells how far the image is that comes to it, or the disks.
+    pub(super) fn on_bringing(&mut self, host: &Name, number: u64, from: Name, moved: Moved) {
+        let is_meant = |chore: &&mut Chore| {
+            matches!(chore.task, Task::Bring(_) | Task::Replicate(_))
+                && chore.awaited().any(|one| one == host)
+        };
+        let Some(chore) = self.chores.get_mut(&number).filter(is_meant) else { return };
+        let seconds = chore.began.elapsed().as_secs_f64();
+        let whose = chore.task.vm().unwrap_or(host);
+        let new = || FetchedMember::new(whose.clone(), from.clone(), host.clone());
+        let coming = chore.coming.entry(host.clone()).or_insert_with(new);
+        coming.from = from;
+        coming.note(moved, seconds);
     }
 
     /// A host has gone: whether it has done it nobody knows.

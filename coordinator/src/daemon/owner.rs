@@ -164,6 +164,10 @@ impl Owner {
             FromHost::Session(HostSession::Household(HostWord::Done { number, outcome })) => {
                 self.on_done(host, number, outcome)
             }
+            FromHost::Session(HostSession::Household(HostWord::Bringing { number, from, moved })) => {
+                self.on_bringing(host, number, from, moved);
+                Ok(())
+            }
             FromHost::Session(HostSession::Hello(_)) => Ok(()),
             FromHost::Access(envelope, answer) => {
                 self.on_guest_answer(host, &envelope, answer);

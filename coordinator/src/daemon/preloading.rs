@@ -3,6 +3,8 @@
 //! ```text
 //! all hosts: Bases -> who has it, who lacks it -> to these: Bring -> the copies become durable -> one report
 //! ```
+//!
+//! Each of those that lack it is told all that have it, and begins with another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +14,7 @@ use unasnap_protocol::image::{ImageRef, ImageRequest, MAX_HOSTS, MAX_WITHIN_S};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{Reply, RequestError, RequestErrorKind};
 
-use super::catalogue::{check, found};
+use super::catalogue::{bases_of, check};
 use super::chores::Then;
 use super::journal::{Copy, Result};
 use super::owner::{Owner, Watchers, tell};
@@ -84,24 +86,25 @@ impl Owner {
         reports: &[HostReport],
     ) -> Checked<(Task, BTreeSet<Name>, Vec<HostReport>)> {
         let known = self.known(&wanted.image)?;
-        let copies: Vec<_> = found(&known.blake3, reports).filter(|copy| copy.problem.is_none()).collect();
+        let mut copies = BTreeMap::new();
+        for (host, base) in bases_of(&known.blake3, reports).filter(|(_, base)| base.problem.is_none()) {
+            copies.entry(host).or_insert(base);
+        }
         let digest = blake3::Hash::from_hex(&known.blake3);
         let digest = *digest.map_err(|error| refused(format!("{}: {error}", wanted.image)))?.as_bytes();
         let source = |host: &Name| {
             let address = self.registry.transfer_address(host)?.to_string();
             Some(Source { host: host.clone(), address, digest })
         };
-        let sources: Vec<_> = copies.iter().filter_map(|copy| source(&copy.host)).take(MAX_SOURCES).collect();
+        let sources: Vec<_> = copies.keys().filter_map(|host| source(host)).take(MAX_SOURCES).collect();
         let (mut lacking, mut had) = (BTreeSet::new(), Vec::new());
         for host in wanted.hosts.iter().collect::<BTreeSet<_>>() {
+            if let Some(base) = copies.get(host) {
+                had.push(report_of(host, Ok(Outcome::Preloaded((*base).clone()))));
+                continue;
+            }
             let report = reports.iter().find(|report| report.host == *host);
-            let is_here = copies.iter().any(|copy| copy.host == *host);
             match report.map(|report| &report.outcome) {
-                Some(Ok(Outcome::Bases(bases))) if is_here => {
-                    let mut here = bases.iter().filter(|base| base.blake3 == known.blake3);
-                    let here = here.find(|base| base.problem.is_none()).cloned();
-                    had.extend(here.map(|base| report_of(host, Ok(Outcome::Preloaded(base)))));
-                }
                 Some(Ok(_)) => drop(lacking.insert(host.clone())),
                 Some(Err(error)) => had.push(report_of(host, Err(error.clone()))),
                 None => had.push(report_of(host, Err(refused(not_connected(host))))),
@@ -115,7 +118,7 @@ impl Owner {
                 holders.join(", ")
             )));
         }
-        let name = copies.first().map_or_else(|| wanted.image.name.clone(), |copy| copy.base.clone());
+        let name = copies.values().next().map_or_else(|| wanted.image.name.clone(), |base| base.name.clone());
         let Wanted { per_second, within_s, .. } = *wanted;
         Ok((Task::Bring(Box::new(Bring { name, sources, per_second, within_s })), lacking, had))
     }
@@ -146,6 +149,18 @@ impl Owner {
         tell(watchers, &Reply::Household(HouseholdReport { hosts }));
         Ok(())
     }
+}
+
+/// As one of several hosts is told it: they begin with different sources, for one serves few at a time.
+pub(super) fn dealt(task: &Task, turn: usize) -> Task {
+    let mut task = task.clone();
+    if let Task::Bring(bring) = &mut task
+        && !bring.sources.is_empty()
+    {
+        let first = turn % bring.sources.len();
+        bring.sources.rotate_left(first);
+    }
+    task
 }
 
 /// What is known of a host without asking it for anything.

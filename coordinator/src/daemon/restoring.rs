@@ -148,23 +148,21 @@ impl Owner {
     pub(super) fn on_restoring_answer(&mut self, deployment: &Name, vm: Name, answer: Answer) -> Result<()> {
         let Some(restoring) = self.restorings.get_mut(deployment) else { return Ok(()) };
         match &answer {
-            Answer::Refused(failure)
-                if restoring.machine.phase() == Phase::Fetch && failure.kind == FailureKind::Files =>
-            {
-                let why = failure.text.clone();
-                if self.take_other_copy(deployment, &vm, &why) {
+            Answer::Refused(failure) if restoring.machine.asks_again() => {
+                restoring.again.insert(vm.clone());
+                if failure.kind == FailureKind::Files && self.take_other_copy(deployment, &vm, failure)? {
                     return Ok(());
                 }
-            }
-            Answer::Refused(_) if restoring.machine.asks_again() => {
-                restoring.again.insert(vm.clone());
             }
             Answer::Fetching(moved) => restoring.note_moved(&vm, *moved),
             Answer::Fetched(moved) => {
                 restoring.note_moved(&vm, *moved);
                 let host = restoring.hosts.get(&vm).cloned();
                 let stored = self.journal.snapshots().get(&restoring.id).cloned();
-                if let (Some(host), Some(mut stored)) = (host, stored) {
+                if let (Some(host), Some(mut stored)) = (host, stored)
+                    // Where they were taken they are no copy.
+                    && stored.copies.iter().any(|copy| copy.vm == vm && copy.host == host)
+                {
                     stored.note_copy(&vm, &host, true);
                     self.journal.set_copies(stored)?;
                 }

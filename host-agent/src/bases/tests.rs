@@ -32,7 +32,7 @@ fn image(folder: &tempfile::TempDir, place: &str, content: &[u8]) -> PathBuf {
 /// As if it had been looked at.
 async fn register(bases: &mut Bases, text: &str, path: &Path) -> Result<Name, RequestError> {
     let known = Known { format: ImageFormat::Raw, virtual_bytes: 512, image: describe(path).unwrap() };
-    bases.enter(Candidate { name: name(text), known }.read().await.unwrap())
+    bases.enter(Unread { name: name(text), known }.read().await.unwrap())
 }
 
 #[test]
@@ -121,7 +121,7 @@ async fn a_file_that_is_written_while_it_is_read_is_no_base() {
     let path = image(&folder, "images/a.img", &[7; 512]);
     let known = Known { format: ImageFormat::Raw, virtual_bytes: 512, image: describe(&path).unwrap() };
     fs::write(&path, [8; 1024]).unwrap();
-    let error = Candidate { name: name("a"), known }.read().await.unwrap_err();
+    let error = Unread { name: name("a"), known }.read().await.unwrap_err();
     assert!(error.text.contains("was written while it was read"), "{error}");
 }
 

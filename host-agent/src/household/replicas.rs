@@ -14,6 +14,7 @@ use crate::transfer::conversation::failure;
 use crate::transfer::frozen::Shelf;
 use crate::transfer::receiving::Receiver;
 use crate::transfer::replicating::is_same;
+use crate::transfer::telling::Far;
 use crate::works::chain;
 
 /// On the host that has the VM: other hosts may fetch what its disks hold now.
@@ -35,6 +36,7 @@ pub(super) async fn replicate(
     receiver: &Receiver,
     replica: &Replica,
     incarnation: u64,
+    tell: impl Fn(Far),
 ) -> Result<Outcome> {
     let (clone, members) = (&replica.clone, registry.members());
     let is_known = |like: &_| {
@@ -49,7 +51,7 @@ pub(super) async fn replicate(
             None => Ok(false),
         }
     };
-    let come = receiver.replicate(replica, is_known).await.map_err(|failure| refused(failure.text))?;
+    let come = receiver.replicate(replica, is_known, tell).await.map_err(|failure| refused(failure.text))?;
     let (member, changed) = match &come {
         Some(arrived) => {
             let definition = of_replica(&arrived.definition, clone, members)?;

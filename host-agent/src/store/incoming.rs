@@ -46,7 +46,7 @@ impl Store {
     /// # Errors
     /// The folder cannot be made, or `manifest` not be written into it.
     pub fn receive(&self, snapshot: &Name, vm: &Name, manifest: &[u8]) -> Result<Incoming, StoreError> {
-        let folder = self.beside(snapshot, vm, INCOMING);
+        let folder = self.incoming_folder(snapshot, vm);
         let path = folder.join(MANIFEST_FILE);
         if fs::read(&path).is_ok_and(|known| known != manifest) {
             remove_folder(&folder)?;
@@ -179,7 +179,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] when it is none, or that of another local snapshot.
     pub fn understand(&self, text: &[u8], snapshot: &Name, vm: &Name) -> Result<Manifest, StoreError> {
-        let folder = self.beside(snapshot, vm, INCOMING);
+        let folder = self.incoming_folder(snapshot, vm);
         let manifest = verify::parse_manifest(text, &folder.join(MANIFEST_FILE))?;
         verify::check_identity(&manifest, snapshot, vm, &folder)?;
         Ok(manifest)
@@ -204,11 +204,15 @@ impl Store {
 
     /// What lies beside a local snapshot goes with it.
     pub(super) fn remove_beside(&self, snapshot: &Name, vm: &Name) -> Result<(), StoreError> {
-        let folder = self.beside(snapshot, vm, INCOMING);
+        let folder = self.incoming_folder(snapshot, vm);
         self.space.settle(&folder);
         remove_folder(&folder)?;
         let placed = self.beside(snapshot, vm, PLACED);
         files::remove_if_there(&placed).map_err(StoreError::file("delete", &placed))
+    }
+
+    pub(super) fn incoming_folder(&self, snapshot: &Name, vm: &Name) -> PathBuf {
+        self.beside(snapshot, vm, INCOMING)
     }
 
     fn beside(&self, snapshot: &Name, vm: &Name, suffix: &str) -> PathBuf {

@@ -6,7 +6,6 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep};
 use unasnap_channel::{ChannelError, Reader, Trust, Writer, connect_to_host};
 use unasnap_protocol::control::{Failure, FailureKind, Moved, Phase, Source};
@@ -14,7 +13,10 @@ use unasnap_protocol::transfer::{Ask, Give, Item, MAX_CHUNK_BYTES, Offer, Piece}
 
 use super::reading::{Rate, lengths};
 use super::{ask, given};
+use crate::hypervisor::base_image::describe;
 use crate::store::files;
+use crate::store::manifest::BaseImage;
+use crate::works::chain;
 
 /// How long a source may be busy with others.
 const BUSY_LIMIT: Duration = Duration::from_secs(3600);
@@ -35,6 +37,9 @@ pub(super) struct Wish {
     pub cure: String,
 }
 
+/// Hears how far a transfer is.
+pub(super) type Tell<'a> = dyn Fn(Moved) + Sync + 'a;
+
 /// One that is under way.
 pub(super) struct Conversation<'a> {
     pub source: &'a Source,
@@ -44,7 +49,7 @@ pub(super) struct Conversation<'a> {
     rate: Rate,
     /// How far it is.
     pub moved: Moved,
-    progress: &'a watch::Sender<Moved>,
+    tell: &'a Tell<'a>,
 }
 
 impl<'a> Conversation<'a> {
@@ -54,14 +59,14 @@ impl<'a> Conversation<'a> {
         trust: &Trust,
         (first, wish): (&Ask, Wish),
         per_second: Option<u64>,
-        progress: &'a watch::Sender<Moved>,
+        tell: &'a Tell<'a>,
     ) -> Result<(Self, Offer)> {
         let deadline = Instant::now() + BUSY_LIMIT;
         loop {
             let connected = connect_to_host(&source.address, &source.host, &trust.identity()).await;
             let (reader, writer) = connected.map_err(|error| not_connected(&error))?.split();
             let (rate, moved) = (Rate::new(per_second), Moved::default());
-            let mut this = Self { source, wish: wish.clone(), reader, writer, rate, moved, progress };
+            let mut this = Self { source, wish: wish.clone(), reader, writer, rate, moved, tell };
             ask(&mut this.writer, first).await.map_err(|error| this.broke(&error))?;
             match this.next().await? {
                 Give::Offer(offer) => return Ok((this, offer)),
@@ -86,22 +91,27 @@ impl<'a> Conversation<'a> {
     /// So much will come in all.
     pub fn expect(&mut self, to_send: u64, total: u64) {
         (self.moved.to_send, self.moved.total) = (to_send, total);
-        self.progress.send_replace(self.moved);
+        (self.tell)(self.moved);
     }
 
-    /// One item, until it is complete and its digest is right. What came before may be torn by a crash of this host: then
-    /// all of it comes once more.
-    pub async fn whole(&mut self, item: Item, path: &Path, size: u64, blake3: &str) -> Result<()> {
+    /// One item, until it is complete and its digest is right: the file as it was read for that. What came before may be
+    /// torn by a crash of this host: then all of it comes once more.
+    pub async fn whole(&mut self, item: Item, path: &Path, size: u64, blake3: &str) -> Result<BaseImage> {
         for _ in 0..2 {
             let resumed = self.item(item, path, size).await?;
-            let (read, wanted) = (path.to_owned(), blake3.to_owned());
-            let compared = blocking(move || {
-                files::digest(&read).map(|found| found == wanted).map_err(|error| {
-                    failure(FailureKind::Files, format!("{} cannot be read: {error}", read.display()))
-                })
+            let here = path.to_owned();
+            let read = blocking(move || {
+                // Described before it is read: what is written meanwhile is not taken for what was read.
+                let described =
+                    describe(&here).map_err(|error| failure(FailureKind::Files, chain(&error)))?;
+                let blake3 = files::digest(&here).map_err(|error| {
+                    failure(FailureKind::Files, format!("{} cannot be read: {error}", here.display()))
+                })?;
+                Ok(BaseImage { blake3, ..described })
             });
-            if compared.await? {
-                return Ok(());
+            let read = read.await?;
+            if read.blake3 == blake3 {
+                return Ok(read);
             }
             files::remove_if_there(path).map_err(|error| self.unwritten(&error, path))?;
             if !resumed {
@@ -148,7 +158,7 @@ impl<'a> Conversation<'a> {
                     self.write(&file, path, chunk.offset, chunk.bytes).await?;
                     at = end;
                     self.moved.sent += length as u64;
-                    self.progress.send_replace(self.moved);
+                    (self.tell)(self.moved);
                 }
                 Give::End(length) if length == size => break,
                 Give::End(length) => {

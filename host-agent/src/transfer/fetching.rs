@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -11,9 +10,7 @@ use unasnap_protocol::control::{Answer, Envelope, Moved, Source};
 use unasnap_protocol::name::Name;
 
 use super::receiving::Receiver;
-
-/// Between two answers that tell how far it is.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+use super::telling::TELL_EVERY;
 
 /// Snapshot and VM.
 type Part = (Name, Name);

@@ -39,7 +39,7 @@ pub(super) struct Transfer<'a> {
 
 impl Receiver {
     /// Gets everything that a member needs to be restored on this host. A transfer that breaks off is gone on with the next
-    /// time.
+    /// time. What is here and was found damaged comes anew, as far as it is not what the source has.
     ///
     /// # Errors
     /// [`FailureKind::HostLost`] where trying again may help; otherwise what is wrong, in words.
@@ -60,7 +60,10 @@ impl Receiver {
             cure: format!("`unasnap snapshot verify {snapshot}` names all that is; restore another snapshot"),
         };
         let first = (&Ask::Open(wanted), wish);
-        let (talk, offer) = Conversation::open(source, &self.trust, first, None, progress).await?;
+        let tell = |moved| {
+            progress.send_replace(moved);
+        };
+        let (talk, offer) = Conversation::open(source, &self.trust, first, None, &tell).await?;
         let mut transfer = Transfer { receiver: self, snapshot, vm, talk };
         transfer.receive(&offer, deployment).await?;
         Ok(transfer.talk.close().await)
@@ -68,6 +71,9 @@ impl Receiver {
 
     /// The length of what this snapshot of this VM needs, if it is complete on this host already.
     fn is_here(&self, snapshot: &Name, vm: &Name, source: &Source) -> Result<Option<u64>> {
+        if self.store.is_damaged(snapshot, vm) {
+            return Ok(None);
+        }
         let failure = |error: StoreError| store_failure(&error, Phase::Fetch);
         let Some(text) = self.store.manifest_text(snapshot, vm).map_err(failure)? else { return Ok(None) };
         if *blake3::hash(&text).as_bytes() != source.digest {
@@ -93,6 +99,8 @@ impl Transfer<'_> {
             return Err(self.talk.odd(&format!("its VM is one of deployment {}", definition.deployment)));
         }
         fitting::check(definition, &manifest.hypervisor, self.receiver.facts.as_ref(), Phase::Fetch)?;
+        // Only now: a source that has nothing better changes nothing here.
+        store.set_aside(self.snapshot, self.vm, &manifest).map_err(stored)?;
         let incoming = store.receive(self.snapshot, self.vm, &text).map_err(stored)?;
         let placed = self.everything(offer, &manifest, &incoming).await?;
         let (store, incoming) = (store.clone(), incoming.clone());

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use tokio::sync::watch;
-use unasnap_protocol::control::{FailureKind, Moved, Phase};
+use unasnap_protocol::control::{FailureKind, Phase};
 use unasnap_protocol::household::Replica;
 use unasnap_protocol::transfer::{Ask, Disks};
 
 use super::conversation::{Conversation, Result, Wish, failure};
 use super::fitting;
 use super::receiving::{Receiver, Transfer};
+use super::telling::{Far, Mark, told};
 use crate::definition::VmDefinition;
 use crate::hypervisor::SavedVm;
 use crate::store::manifest::{FileRole, Manifest};
@@ -43,7 +43,8 @@ impl Arrived {
 
 impl Receiver {
     /// Gets the frozen disks of a VM; `None` when `is_known` says of the other host's VM that the replica is here already.
-    /// A transfer that breaks off is gone on with the next time, as long as the VM has not run since.
+    /// A transfer that breaks off is gone on with the next time, as long as the VM has not run since. While they come, `tell`
+    /// hears every second how far they are.
     ///
     /// # Errors
     /// What `is_known` says. The source does not give them, or they could not be used here.
@@ -51,6 +52,16 @@ impl Receiver {
         &self,
         replica: &Replica,
         is_known: impl Fn(&VmDefinition) -> Result<bool>,
+        tell: impl Fn(Far),
+    ) -> Result<Option<Arrived>> {
+        told(tell, |far| self.disks_of(replica, is_known, far)).await
+    }
+
+    async fn disks_of(
+        &self,
+        replica: &Replica,
+        is_known: impl Fn(&VmDefinition) -> Result<bool>,
+        far: Mark,
     ) -> Result<Option<Arrived>> {
         let (of, name) = (&replica.clone.of, &replica.clone.name);
         let Some(source) = &replica.source else {
@@ -64,10 +75,9 @@ impl Receiver {
             what: format!("the disks of {of}"),
             cure: format!("check the disk of that host; `unasnap restore` brings {of} back to a snapshot"),
         };
-        let progress = watch::channel(Moved::default()).0;
+        let tell = |moved| drop(far.send_replace(Some(Far { from: source.host.clone(), moved })));
         let first = (&Ask::Disks(Disks { vm: of.clone(), digest: source.digest }), wish);
-        let (talk, offer) =
-            Conversation::open(source, &self.trust, first, replica.per_second, &progress).await?;
+        let (talk, offer) = Conversation::open(source, &self.trust, first, replica.per_second, &tell).await?;
         let mut transfer = Transfer { receiver: self, snapshot: of, vm: of, talk };
         let (text, manifest) = transfer.manifest(&offer).await?;
         if manifest.files.iter().any(|file| !matches!(file.role, FileRole::DiskLayer(_))) {

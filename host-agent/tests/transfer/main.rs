@@ -4,6 +4,7 @@
 
 mod authority;
 mod bases;
+mod damaged;
 mod full_disk;
 mod hostile;
 mod replicas;

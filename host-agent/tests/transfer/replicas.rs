@@ -45,7 +45,7 @@ fn freeze(giving: &Giving, change: impl FnOnce(&mut Saved)) -> Source {
 async fn replicate(taking: &Taking, source: &Source, to: &str) -> Result<Option<Arrived>, Failure> {
     let clone = VmClone { of: name("a"), name: name(to), deployment: None, addresses: Vec::new() };
     let replica = Replica { clone, per_second: None, source: Some(source.clone()) };
-    taking.receiver.replicate(&replica, |like| Ok(like.name != name("a"))).await
+    taking.receiver.replicate(&replica, |like| Ok(like.name != name("a")), |_| ()).await
 }
 
 fn words(result: Result<Option<Arrived>, Failure>) -> String {
@@ -79,9 +79,9 @@ async fn a_replica_that_is_here_already_moves_no_byte_of_a_disk() {
     let taking = Taking::new(&giving);
     let clone = VmClone { of: name("a"), name: name("b"), deployment: None, addresses: Vec::new() };
     let replica = Replica { clone, per_second: None, source: Some(freeze(&giving, |_| ())) };
-    assert!(taking.receiver.replicate(&replica, |_| Ok(true)).await.unwrap().is_none());
+    assert!(taking.receiver.replicate(&replica, |_| Ok(true), |_| ()).await.unwrap().is_none());
     let no = || Failure { text: "another".to_owned(), ..taking_failure() };
-    let refused = taking.receiver.replicate(&replica, |_| Err(no())).await;
+    let refused = taking.receiver.replicate(&replica, |_| Err(no()), |_| ()).await;
     assert_eq!(words(refused), "another");
     assert!(is_empty(&taking));
 }

@@ -278,6 +278,7 @@ async fn a_household_answers_every_task_once() {
                     break outcome;
                 }
                 HostWord::Gone(gone) => assert_eq!(gone, [name("vm2")]),
+                other => panic!("{other:?}"),
             }
         }
     };

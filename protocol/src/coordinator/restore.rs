@@ -9,7 +9,8 @@
 //!
 //! `Fetching` concerns the members whose files lie on another host than the one where they are to run, `Evicting` those
 //! that leave a host; without any, the step is left out. While files come, time is counted from the last byte that
-//! anybody got.
+//! anybody got. A member whose files are damaged where it is to run gets them anew, if another host has them
+//! ([`Restore::mend`]), and is polled once more.
 //!
 //! Nothing runs before everything is loaded and every old instance is known dead: RESTORE leaves only when the last
 //! EVICTED has come, START only when the last LOADED has. A restore that fails leaves the snapshot as it was.
@@ -17,11 +18,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use self::mending::Mending;
 use super::{Command, Event};
 use crate::control::{Answer, Failure, FailureKind, Order, Phase, Source};
 use crate::guest::{Epoch, Prefix};
 use crate::name::Name;
 
+mod mending;
 #[cfg(test)]
 mod tests;
 
@@ -104,6 +107,8 @@ pub struct Restore {
     sent: BTreeMap<Name, u64>,
     /// Why members are not ready, as each last said, for the report.
     not_ready: BTreeMap<Name, Failure>,
+    /// Members whose files come anew while hosts are polled.
+    mending: BTreeMap<Name, Mending>,
     warnings: Vec<String>,
     commands: Vec<Command<Decision>>,
 }
@@ -126,6 +131,7 @@ impl Restore {
             awaited: BTreeSet::new(),
             sent: BTreeMap::new(),
             not_ready: BTreeMap::new(),
+            mending: BTreeMap::new(),
             warnings: Vec::new(),
             commands: Vec::new(),
         };
@@ -175,7 +181,7 @@ impl Restore {
     pub fn order_again(&self, vm: &Name) -> Option<Order> {
         match self.state {
             State::Fetching => self.moves.fetch.get(vm).cloned().map(Order::Fetch),
-            State::Polling => Some(Order::Poll(())),
+            State::Polling => Some(self.poll_or_mend(vm)),
             State::Evicting => self.moves.evict.get(vm).cloned().map(Order::Evict),
             State::Loading => Some(Order::Restore(())),
             State::Starting => Some(Order::Start(self.addresses.clone())),
@@ -191,7 +197,9 @@ impl Restore {
 
     /// From now on the files of `vm` come from this host, which has them, too.
     pub fn fetch_from(&mut self, vm: &Name, source: Source) {
-        if let Some(known) = self.moves.fetch.get_mut(vm) {
+        if let Some(mending) = self.mending.get_mut(vm) {
+            mending.source = source;
+        } else if let Some(known) = self.moves.fetch.get_mut(vm) {
             *known = source;
         }
     }
@@ -223,6 +231,7 @@ impl Restore {
 
     fn on_answer(&mut self, vm: &Name, answer: Answer) {
         match (self.state, answer) {
+            (State::Polling, answer) if self.mending.contains_key(vm) => self.on_mending(vm, answer),
             (State::Fetching, Answer::Refused(failure)) if !is_passing(&failure) => {
                 self.fail(Some(vm), failure);
             }
@@ -257,6 +266,7 @@ impl Restore {
     fn limit(&self) -> Duration {
         match self.state {
             State::Fetching => self.limits.fetch,
+            State::Polling if !self.mending.is_empty() => self.limits.fetch,
             State::Polling => self.limits.poll,
             State::Evicting => self.limits.evict,
             State::Loading => self.limits.load,
@@ -295,9 +305,14 @@ impl Restore {
         if self.state == State::Done {
             return;
         }
-        let reason = |vm: &Name| match self.not_ready.get(vm) {
-            Some(failure) => format!("{vm}: {}", failure.text),
-            None => format!("{vm}: no answer in {} s", self.limit().as_secs()),
+        let seconds = self.limit().as_secs();
+        let reason = |vm: &Name| match (self.not_ready.get(vm), self.mending.get(vm)) {
+            (Some(failure), _) => format!("{vm}: {}", failure.text),
+            (None, Some(Mending { source, damage })) => format!(
+                "{vm}: {}; host {} has them, too, but nothing of them came in {seconds} s",
+                damage.text, source.host
+            ),
+            (None, None) => format!("{vm}: no answer in {seconds} s"),
         };
         let text = self.awaited.iter().map(reason).collect::<Vec<_>>().join("; ");
         let said = self.awaited.iter().find_map(|vm| self.not_ready.get(vm));

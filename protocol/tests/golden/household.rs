@@ -7,7 +7,7 @@ use unasnap_protocol::files::*;
 use unasnap_protocol::household::*;
 use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 
-use super::{frame_of, inventory, name, prefixes};
+use super::{frame_of, inventory, moved, name, prefixes};
 
 pub fn tasks() -> Vec<Task> {
     let nic = NewNic { bridge: "br0".to_owned(), mac: None, addresses: prefixes() };
@@ -127,5 +127,9 @@ fn household() {
         assert_eq!(HostSession::decode(&frame_of(&word.encode(&()))), Ok(((), word.clone())));
         line("done", word.encode(&()));
     }
+    let word = HostWord::Bringing { number: 700, from: name("h1"), moved: moved() };
+    let word = HostSession::Household(word);
+    assert_eq!(HostSession::decode(&frame_of(&word.encode(&()))), Ok(((), word.clone())));
+    line("bringing", word.encode(&()));
     insta::assert_snapshot!("household", lines);
 }

@@ -7,11 +7,16 @@ use tempfile::TempDir;
 use unasnap_files::{FilesError, qcow2 as disks, vbox as machines};
 use unasnap_protocol::files::FileReport;
 
-/// A new folder with `web/NAME`; in memory if the machine has such a file system.
-fn folder_with(name: &str, input: &[u8]) -> TempDir {
+/// A new folder; in memory if the machine has such a file system.
+pub(crate) fn folder() -> TempDir {
     let shared = Path::new("/dev/shm");
     let above = if shared.is_dir() { shared.to_owned() } else { std::env::temp_dir() };
-    let folder = tempfile::Builder::new().prefix("unasnap-fuzz-").tempdir_in(above).expect("a new folder");
+    tempfile::Builder::new().prefix("unasnap-fuzz-").tempdir_in(above).expect("a new folder")
+}
+
+/// A new folder with `web/NAME`.
+fn folder_with(name: &str, input: &[u8]) -> TempDir {
+    let folder = folder();
     fs::create_dir(folder.path().join("web")).expect("a folder in it");
     fs::write(folder.path().join("web").join(name), input).expect("a file in that");
     folder

@@ -9,6 +9,7 @@
 mod configs;
 mod files;
 mod hypervisor;
+mod images;
 pub mod memory;
 mod parsers;
 mod store;
@@ -20,6 +21,9 @@ mod cluster_config;
 #[path = "../../../host-agent/src/definition.rs"]
 #[expect(dead_code, reason = "only what decodes is used here")]
 mod definition;
+#[path = "../../../coordinator/src/cli/image/disk.rs"]
+#[expect(dead_code, reason = "only what decodes is used here")]
+mod disk;
 #[path = "../../../coordinator/src/failure.rs"]
 #[expect(dead_code, reason = "only what decodes is used here")]
 mod failure;
@@ -45,7 +49,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "frames", run: wire::frames },
     Target { name: "guest-frames", run: wire::guest_frames },
     Target { name: "control", run: wire::control },
@@ -61,6 +65,7 @@ pub const TARGETS: [Target; 15] = [
     Target { name: "cluster-config", run: configs::cluster },
     Target { name: "vbox", run: files::vbox },
     Target { name: "qcow2", run: files::qcow2 },
+    Target { name: "disk", run: images::disk },
 ];
 
 /// The target of this name.

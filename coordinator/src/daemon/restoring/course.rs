@@ -90,7 +90,8 @@ impl Restoring {
 
     /// So much of a member's files has come.
     pub(super) fn note_moved(&mut self, vm: &Name, moved: Moved) {
-        let began = self.began(Phase::Fetch).unwrap_or_else(Instant::now);
+        let began = self.began(Phase::Fetch).or_else(|| self.began(Phase::Poll));
+        let began = began.unwrap_or_else(Instant::now);
         if let Some(member) = self.fetched.get_mut(vm) {
             member.note(moved, began.elapsed().as_secs_f64());
         }
@@ -105,8 +106,10 @@ impl Restoring {
             waiting: self.machine.awaited().iter().cloned().collect(),
         };
         tell(&self.watchers, &Reply::Progress(progress));
-        if self.machine.phase() == Phase::Fetch {
-            let members = self.fetched.values().cloned().collect();
+        let is_fetching = self.machine.phase() == Phase::Fetch;
+        let coming = self.fetched.values().filter(|member| is_fetching || self.machine.fetches(&member.vm));
+        let members: Vec<_> = coming.cloned().collect();
+        if !members.is_empty() {
             tell(&self.watchers, &Reply::Fetching(FetchProgress { snapshot: self.id.clone(), members }));
         }
     }

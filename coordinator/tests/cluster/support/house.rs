@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use unasnap_protocol::control::{Colouring, VmReport, VmState};
+use unasnap_protocol::control::{Colouring, Moved, VmReport, VmState};
 use unasnap_protocol::files::{FileReport, FileRole, NeededFile, StoreKind, Totals};
 use unasnap_protocol::guest::Prefix;
 use unasnap_protocol::household::{Base, Bring, HostOrder, HostWord, NewVm, Outcome, Replica, Task};
@@ -29,6 +29,10 @@ pub struct House {
     pub brought: Option<Bring>,
     /// The last replica that was wanted of it.
     pub replica: Option<Replica>,
+    /// It never gets it to the end, and tells so much of it with each inventory.
+    pub stuck_at: Option<Moved>,
+    /// Number of the task by which it is to get it.
+    bringing: Option<u64>,
     /// VMs that were made, as they were wanted.
     made: BTreeMap<Name, NewVm>,
     /// VMs that are not reported: their definitions are broken.
@@ -59,6 +63,8 @@ impl Default for House {
             digest: "ab".repeat(32),
             brought: None,
             replica: None,
+            stuck_at: None,
+            bringing: None,
             made: BTreeMap::new(),
             hidden: BTreeSet::new(),
             tasks: Vec::new(),
@@ -149,6 +155,9 @@ impl Host {
 impl Shared {
     /// What a lying host says unasked.
     pub fn unasked(&mut self) -> Option<HostWord> {
+        if let (Some(moved), Some(number)) = (self.house.stuck_at, self.house.bringing) {
+            return Some(HostWord::Bringing { number, from: Name::new("h1").unwrap(), moved });
+        }
         let gone = std::mem::take(&mut self.house.gone);
         (!gone.is_empty()).then_some(HostWord::Gone(gone))
     }
@@ -164,6 +173,10 @@ impl Shared {
             }
             HostOrder::Task { number, incarnation, task } => {
                 self.house.tasks.push(task.label());
+                if self.house.stuck_at.is_some() && matches!(task, Task::Bring(_)) {
+                    self.house.bringing = Some(number);
+                    return Ok(None);
+                }
                 let breaks = self.house.breaks_after.take_if(|label| *label == task.label()).is_some();
                 let outcome = self.carry_out(task, incarnation);
                 if std::mem::take(&mut self.house.breaks) || breaks {

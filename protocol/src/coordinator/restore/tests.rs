@@ -2,6 +2,7 @@
 
 use super::*;
 
+mod mending;
 mod moves;
 
 fn name(text: &str) -> Name {
