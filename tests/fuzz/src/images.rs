@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 
+use crate::debugfs::{self as talk, Kind};
 use crate::disk::{Content, Disk, NAME};
 use crate::files;
 
@@ -30,5 +31,18 @@ pub fn disk(input: &[u8]) {
             Ok(Content::Unknown) => {}
             Err(error) => assert!(!error.to_string().is_empty()),
         }
+    }
+}
+
+/// What an image has `debugfs` say never becomes another command than the one that is meant.
+pub fn debugfs(input: &[u8]) {
+    let target = match talk::stat(input).kind {
+        Kind::Link(target) => vec![target],
+        _ => Vec::new(),
+    };
+    for path in talk::names(input).iter().chain(&target) {
+        assert!(!matches!(path.as_str(), "." | "..") || target.contains(path));
+        let Some(request) = talk::request("stat", path) else { continue };
+        assert_eq!(request.split([' ', '\t', '"', '\n', ';']).collect::<Vec<_>>(), ["stat", path]);
     }
 }

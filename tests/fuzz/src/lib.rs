@@ -18,6 +18,9 @@ mod wire;
 #[path = "../../../coordinator/src/config.rs"]
 #[expect(dead_code, reason = "only what decodes is used here")]
 mod cluster_config;
+#[path = "../../../coordinator/src/cli/image/ext/talk.rs"]
+#[expect(dead_code, reason = "only what decodes is used here")]
+mod debugfs;
 #[path = "../../../host-agent/src/definition.rs"]
 #[expect(dead_code, reason = "only what decodes is used here")]
 mod definition;
@@ -49,7 +52,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     Target { name: "frames", run: wire::frames },
     Target { name: "guest-frames", run: wire::guest_frames },
     Target { name: "control", run: wire::control },
@@ -66,6 +69,7 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "vbox", run: files::vbox },
     Target { name: "qcow2", run: files::qcow2 },
     Target { name: "disk", run: images::disk },
+    Target { name: "debugfs", run: images::debugfs },
 ];
 
 /// The target of this name.

@@ -1,34 +1,18 @@
 //! An ext2, ext3 or ext4 file system on a raw disk, read by its own tool `debugfs` (e2fsprogs): without root, a mount or a loop
 //! device, and nothing is written. What is written into one stands in `ext/write.rs`.
 
+mod talk;
 mod write;
 
 use std::path::Path;
 
+pub use self::talk::{Kind, Stat};
 use super::disk::{Disk, NAME, Part};
 use super::tool;
 use crate::failure::{CliError, Result};
 
 /// Longest chain of symbolic links.
 const MAX_LINKS: u32 = 8;
-
-/// What kind of thing is at a path.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Kind {
-    Directory,
-    Regular,
-    /// A symbolic link that is short enough to be told at once, and its target.
-    Link(String),
-    Other,
-}
-
-/// What is at a path.
-#[derive(Debug)]
-pub struct Stat {
-    pub kind: Kind,
-    mode: u32,
-    owned_by_root: bool,
-}
 
 /// The file system, wherever it lies on its disk.
 #[derive(Debug)]
@@ -49,18 +33,7 @@ impl<'a> Ext<'a> {
     /// What is at this path, a link at its end not followed.
     pub async fn stat(&self, path: &str) -> Result<Option<Stat>> {
         let Some(shown) = self.ask("stat", path).await? else { return Ok(None) };
-        let shown = String::from_utf8_lossy(&shown);
-        let after = |key: &str| shown.split_once(key)?.1.split_whitespace().next();
-        let target = || shown.split_once("Fast link dest: \"")?.1.split('"').next();
-        let kind = match (after("Type: "), target()) {
-            (Some("directory"), _) => Kind::Directory,
-            (Some("regular"), _) => Kind::Regular,
-            (Some("symlink"), Some(target)) => Kind::Link(target.to_owned()),
-            _ => Kind::Other,
-        };
-        let mode = after("Mode:").and_then(|mode| u32::from_str_radix(mode, 8).ok()).unwrap_or(0);
-        let owned_by_root = after("User:") == Some("0") && after("Group:") == Some("0");
-        Ok(Some(Stat { kind, mode, owned_by_root }))
+        Ok(Some(talk::stat(&shown)))
     }
 
     /// Is anything called so, a link that leads nowhere too?
@@ -93,23 +66,17 @@ impl<'a> Ext<'a> {
     /// Names in a folder; none if there is no such folder.
     pub async fn list(&self, folder: &str) -> Result<Vec<String>> {
         let listed = self.ask("ls -p", folder).await?.unwrap_or_default();
-        // /inode/mode/uid/gid/name/size/
-        let listed = String::from_utf8_lossy(&listed);
-        let names = listed.lines().filter_map(|line| line.split('/').nth(5));
-        Ok(names.filter(|name| !matches!(*name, "" | "." | "..")).map(str::to_owned).collect())
+        Ok(talk::names(&listed))
     }
 
     /// What a command says about a path; `None` if nothing is there.
     async fn ask(&self, command: &str, path: &str) -> Result<Option<Vec<u8>>> {
         let image = self.shown.display();
-        // debugfs splits its commands at spaces and quotes.
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+@:,=~".contains(&byte);
-        if !path.bytes().all(plain) {
+        let Some(request) = talk::request(command, path) else {
             return Err(CliError::usage(format!(
                 "{image}: the name {path:?} is none that a system has there"
             )));
-        }
-        let request = format!("{command} {path}");
+        };
         let asked =
             tool::output(self.folder, "debugfs", &["-R", &request, &self.device], tool::SHORT).await?;
         let talk = String::from_utf8_lossy(&asked.stderr);
