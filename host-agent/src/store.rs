@@ -18,11 +18,13 @@ use unasnap_fault_points::{after, around, before};
 use unasnap_protocol::name::Name;
 
 use self::damage::Damage;
+pub use self::describing::describe;
 pub use self::incoming::Incoming;
 use self::manifest::{Identity, MANIFEST_FILE, Manifest, Saved};
 use self::space::{Limits, Space};
 
 mod damage;
+mod describing;
 pub mod files;
 mod incoming;
 mod limits;
@@ -213,7 +215,7 @@ impl Store {
     /// # Errors
     /// A file cannot be read or written. The draft is still there then: [`Store::abandon`] it.
     pub fn finish(&self, draft: &Draft, identity: Identity, saved: Saved) -> Result<Stored, StoreError> {
-        let manifest = Manifest::of(identity, saved, &draft.folder)?;
+        let manifest = describe(identity, saved, &draft.folder)?;
         let bytes = manifest.files.iter().map(|file| file.size).sum();
         let path = draft.folder.join(MANIFEST_FILE);
         let text = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from);

@@ -1,13 +1,10 @@
 //! `manifest.json`: what a local snapshot is and which files it consists of.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use unasnap_protocol::name::Name;
 
-use super::StoreError;
-use super::files::digest;
 use crate::definition::VmDefinition;
 
 /// Version of the folder's layout and of the manifest that this build writes and reads.
@@ -33,28 +30,6 @@ pub struct Manifest {
     pub files: Vec<ManifestFile>,
     /// The images below the oldest layers. They stay where the operator keeps them.
     pub bases: Vec<BaseImage>,
-}
-
-impl Manifest {
-    /// Of files that a driver has put into `folder`. Those without a digest are read here, so call it where blocking is
-    /// allowed.
-    ///
-    /// # Errors
-    /// One cannot be read.
-    pub fn of(identity: Identity, saved: Saved, folder: &Path) -> Result<Self, StoreError> {
-        let mut files = Vec::new();
-        for SavedFile { name, role, blake3 } in saved.files {
-            let path = folder.join(&name);
-            let size = fs::metadata(&path).map_err(StoreError::file("read", &path))?.len();
-            let blake3 = match blake3 {
-                Some(known) => known,
-                None => digest(&path).map_err(StoreError::file("read", &path))?,
-            };
-            files.push(ManifestFile { name, role, size, blake3 });
-        }
-        let (format, unasnap) = (FORMAT, env!("CARGO_PKG_VERSION").to_owned());
-        Ok(Self { format, unasnap, identity, hypervisor: saved.hypervisor, files, bases: saved.bases })
-    }
 }
 
 /// Which cut of which VM a local snapshot holds.

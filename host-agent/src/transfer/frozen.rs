@@ -14,8 +14,8 @@ use unasnap_protocol::transfer::Disks;
 
 use crate::definition::VmDefinition;
 use crate::hypervisor::FrozenDisks;
-use crate::store::StoreError;
 use crate::store::manifest::{Identity, Manifest};
+use crate::store::{StoreError, describe};
 
 /// The frozen disks of this host's VMs, the newest of each.
 #[derive(Debug, Default)]
@@ -45,7 +45,7 @@ impl Shelf {
         // It is part of no global snapshot: in the place of that stands the VM.
         let (snapshot, deployment) = (vm.name.clone(), vm.deployment.clone());
         let identity = Identity { snapshot, deployment, epoch: 0, definition: vm.clone() };
-        let manifest = Manifest::of(identity, saved, &folder)?;
+        let manifest = describe(identity, saved, &folder)?;
         let text = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from);
         let text = text.map_err(StoreError::file("describe", &folder))?;
         let digest = *blake3::hash(&text).as_bytes();
