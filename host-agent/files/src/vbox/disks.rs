@@ -171,12 +171,8 @@ impl Disks {
         let Some(above) = self.folder.parent() else { return found };
         let folders = names_in(above).unwrap_or_default().into_iter().map(|name| above.join(name));
         for folder in folders.filter(|folder| *folder != self.folder).take(MAX_NEIGHBOURS) {
-            let names = names_in(&folder).unwrap_or_default();
-            let Some(file) = names.iter().find(|name| name.extension().is_some_and(|end| end == "vbox"))
-            else {
-                continue;
-            };
-            let Ok(settings) = Settings::read(&folder.join(file)) else { continue };
+            let Some(file) = settings_in(&folder) else { continue };
+            let Ok(settings) = Settings::read(&file) else { continue };
             for medium in &settings.media {
                 let place = Place::new(&self.folder, &folder, Path::new(&medium.location));
                 let parent = medium.parent.map(|parent| settings.media[parent].uuid);
@@ -201,4 +197,12 @@ fn vdi_uuids(path: &Path) -> Option<(Uuid, Option<Uuid>)> {
     }
     let own = Uuid::from_header(header[392..408].try_into().ok()?)?;
     Some((own, Uuid::from_header(header[424..440].try_into().ok()?)))
+}
+
+/// The settings of the machine of this folder. A VirtualBox that is newer than a machine keeps what it has found as
+/// `NAME-1.19-linux.vbox`, beside those that it writes.
+fn settings_in(folder: &Path) -> Option<PathBuf> {
+    let paths = names_in(folder).unwrap_or_default().into_iter().map(|name| folder.join(name));
+    let all = paths.filter(|path| path.extension().is_some_and(|end| end == "vbox"));
+    all.max_by_key(|path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok())
 }

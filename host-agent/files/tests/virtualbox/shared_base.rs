@@ -62,6 +62,16 @@ fn the_chain_is_found_in_the_registry_of_a_neighbour() {
 }
 
 #[test]
+fn what_a_newer_virtualbox_has_kept_of_a_neighbour_is_not_what_it_is() {
+    let folder = machines();
+    let kept = folder.path("holder/holder-1.19-linux.vbox");
+    std::fs::write(&kept, data("nvram.vbox")).unwrap();
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    std::fs::File::options().write(true).open(&kept).unwrap().set_modified(old).unwrap();
+    assert!(folder.track("ma1/ma1.vbox", Some("S2")).unwrap().missing.is_empty());
+}
+
+#[test]
 fn the_chain_is_found_in_the_headers() {
     let folder = machines();
     (0..3).for_each(|layer| write_layer(&folder, layer));
