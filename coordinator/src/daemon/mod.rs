@@ -27,6 +27,7 @@
 //! | `verifying` | compares files of snapshots with their digests |
 //! | `controlling` | starts, stops, pauses, resumes and resets VMs |
 //! | `chores` | what hosts are asked that is no member's affair |
+//! | `coming` | what has to be so before VMs come or go |
 //! | `cloning` | VMs with the disks of one that lives on another host |
 //! | `catalogue` | which images there are, and which hosts have them |
 //! | `access_link`, `accessing` | hands on what operators do in guests |
@@ -42,6 +43,7 @@ mod catalogue;
 mod chores;
 mod clocks;
 mod cloning;
+mod coming;
 mod connections;
 mod controlling;
 mod deleting;
