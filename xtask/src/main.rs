@@ -30,7 +30,6 @@ mod package;
 mod process;
 mod prove;
 mod setup;
-mod strays;
 mod test;
 
 use std::process::ExitCode;

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check there is, one line of verdict each, and a last line that counts.
 //!
-//! Each step has a time limit. A step that reaches it is killed with all its children, daemons among them, and the line names the test that was
+//! Each step has a time limit. A step that reaches it is killed with all its children, and the line names the test that was
 //! running: tests run one after the other, because those with VMs would slow each other until they fail.
 
 use std::io::{Read, Write};
@@ -16,7 +16,6 @@ use crate::layout::Layout;
 use crate::package;
 use crate::process::Group;
 use crate::setup::{self, virtualbox::VirtualBox};
-use crate::strays;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -36,7 +35,6 @@ struct Score {
 /// # Errors
 /// Something failed; the lines above the last one say what.
 pub fn run(layout: &Layout) -> Result<()> {
-    strays::adopt()?;
     let mut score = Score::default();
     score.verdict("setup", Instant::now(), setup::run(layout, false));
     score.step("format", cargo(layout, &["fmt", "--all", "--check"]), 2 * MINUTE);
@@ -80,7 +78,6 @@ pub fn run(layout: &Layout) -> Result<()> {
 /// # Errors
 /// As of [`run`].
 pub fn run_virtualbox(layout: &Layout) -> Result<()> {
-    strays::adopt()?;
     let mut score = Score::default();
     let virtualbox = score.virtualbox(layout);
     let mut tests = cargo(layout, &["test", "--quiet", "-p", "unasnap-host", "--test", "virtualbox", "--"]);
@@ -172,10 +169,6 @@ impl Score {
             // the group's end, by drop, comes first.
             drop(group);
             let _ = reader.join();
-        }
-        let left = strays::end().map_or_else(|error| format!("{error:#}"), |names| names.join(", "));
-        if !left.is_empty() {
-            println!("step {name} left processes behind, which were ended: {left}");
         }
         let text = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.count(&text);
