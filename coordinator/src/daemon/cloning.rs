@@ -11,18 +11,11 @@ use std::collections::BTreeSet;
 use unasnap_protocol::control::Source;
 use unasnap_protocol::household::{HostReport, HouseholdReport, HouseholdRequest, Outcome, Replica, Task};
 use unasnap_protocol::name::Name;
-use unasnap_protocol::operator::{Reply, RequestError, RequestErrorKind};
+use unasnap_protocol::operator::Reply;
 
-use super::chores::Then;
+use super::chores::{Checked, Then, refuse};
 use super::journal::Result;
 use super::owner::{Owner, Watchers, tell};
-use super::registry::not_connected;
-
-type Checked<T> = std::result::Result<T, RequestError>;
-
-fn refused(text: String) -> RequestError {
-    RequestError::new(RequestErrorKind::Refused, text)
-}
 
 impl Owner {
     /// What comes first, where, and what then. `hosts` is where the replica is to be.
@@ -32,27 +25,23 @@ impl Owner {
         hosts: &BTreeSet<Name>,
     ) -> Checked<(Task, BTreeSet<Name>, Then)> {
         let of = &replica.clone.of;
-        let Some(known) = self.journal.vms().get(of) else {
-            let text = format!("no VM is called {of}; `unasnap vm list` shows all of them");
-            return Err(RequestError::new(RequestErrorKind::NotFound, text));
+        let task = Task::Freeze(of.clone());
+        let at = self.hosts_meant(&HouseholdRequest { host: None, task: task.clone() })?;
+        let (Some(from), Some(to)) = (at.first(), hosts.first()) else {
+            return refuse(format!("`{}` needs a host", task.label()));
         };
-        let Some(to) = hosts.first().filter(|to| **to != known.host) else {
-            let text =
-                format!("{of} lives on host {}: `unasnap vm clone` makes another one there", known.host);
-            return Err(refused(text));
-        };
-        if self.registry.host(&known.host).is_none() {
-            return Err(refused(not_connected(&known.host)));
+        if from == to {
+            return refuse(format!("{of} lives on host {from}: `unasnap vm clone` makes another one there"));
         }
-        self.frozen_at(&known.host, [0; 32])?;
+        self.frozen_at(from, [0; 32])?;
         let then = Then::Replicate(Box::new(replica.clone()), to.clone());
-        Ok((Task::Freeze(of.clone()), [known.host.clone()].into(), then))
+        Ok((task, at, then))
     }
 
     fn frozen_at(&self, host: &Name, digest: [u8; 32]) -> Checked<Source> {
-        let address = self.registry.transfer_address(host).ok_or_else(|| {
-            refused(format!("{host} gives no files to other hosts: add `[transfer] listen` to its host.toml"))
-        })?;
+        let Some(address) = self.registry.transfer_address(host) else {
+            return refuse(self.gives_nothing(host));
+        };
         Ok(Source { host: host.clone(), address: address.to_string(), digest })
     }
 

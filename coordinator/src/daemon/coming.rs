@@ -20,7 +20,7 @@ impl Owner {
         };
         let host = match &request.task {
             Task::Clone(clone) => of_vm(&clone.of)?,
-            Task::Delete { vm, .. } | Task::Files { vm, snapshot: None } => of_vm(vm)?,
+            Task::Delete { vm, .. } | Task::Freeze(vm) | Task::Files { vm, snapshot: None } => of_vm(vm)?,
             Task::Files { vm, snapshot: Some(id) } => Some(self.place_in(vm, id)?),
             _ => request.host.clone(),
         };

@@ -314,7 +314,7 @@ impl Owner {
             .then(|| format!("{host} has room for {:.0} MB, and {:.0} MB are needed", mb(free), mb(needed)))
     }
 
-    fn gives_nothing(&self, host: &Name) -> String {
+    pub(super) fn gives_nothing(&self, host: &Name) -> String {
         match self.registry.host(host) {
             None => format!("{host} is not connected"),
             Some(_) => {

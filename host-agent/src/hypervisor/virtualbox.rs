@@ -393,10 +393,7 @@ impl Hypervisor for VirtualBox {
     }
 
     fn freeze<'a>(&'a self, vm: &'a VmDefinition) -> Pending<'a, FrozenDisks> {
-        let what = format!(
-            "VM {} is VirtualBox's, and only QEMU's VMs are replicated: `unasnap vm migrate` moves it",
-            vm.name
-        );
+        let what = format!("VM {} is VirtualBox's, and only QEMU's VMs are replicated", vm.name);
         Box::pin(async move { Err(HypervisorError::Unsupported { what }) })
     }
 

@@ -55,6 +55,21 @@ fn files(cluster: &Cluster, folder: &str) -> Vec<String> {
     names
 }
 
+/// Both VMs are members: snapshotted for the first time, restored and verified as any others.
+fn snapshot_and_restore(cluster: &Cluster) {
+    cluster.wait("all guests answer", |cluster| {
+        let list = cluster.json(&["vm", "list"])["vms"].as_array().unwrap().clone();
+        list.iter().all(|vm| vm["guest_agent"] == true)
+    });
+    let taken = cluster.json(&["snapshot", "take"]);
+    assert_eq!(taken["snapshot"]["members"].as_array().map(Vec::len), Some(2), "{taken}");
+    cluster.json(&["restore"]);
+    let restored = (count(cluster, "node"), count(cluster, "twin"));
+    wait_count(cluster, "node", restored.0 + 5);
+    wait_count(cluster, "twin", restored.1 + 5);
+    cluster.json(&["snapshot", "verify", "test-000001"]);
+}
+
 #[test]
 fn vms_on_a_base_come_and_go_and_the_base_stays_as_it_is() {
     let mut cluster = Cluster::start(&[], &[]);
@@ -96,17 +111,7 @@ fn vms_on_a_base_come_and_go_and_the_base_stays_as_it_is() {
     cluster.json(&["vm", "delete", "third"]);
 
     // Both are members: snapshotted, restored and verified as any other.
-    cluster.wait("all guests answer", |cluster| {
-        let list = cluster.json(&["vm", "list"])["vms"].as_array().unwrap().clone();
-        list.iter().all(|vm| vm["guest_agent"] == true)
-    });
-    let taken = cluster.json(&["snapshot", "take"]);
-    assert_eq!(taken["snapshot"]["members"].as_array().map(Vec::len), Some(2), "{taken}");
-    cluster.json(&["restore"]);
-    let restored = (count(&cluster, "node"), count(&cluster, "twin"));
-    wait_count(&cluster, "node", restored.0 + 5);
-    wait_count(&cluster, "twin", restored.1 + 5);
-    cluster.json(&["snapshot", "verify", "test-000001"]);
+    snapshot_and_restore(&cluster);
 
     // All of them share the base, and have little else on the disk.
     let present = cluster.json(&["files", "--deployment", "test"]);
@@ -176,17 +181,7 @@ fn a_replica_goes_on_another_host_where_the_vm_was_stopped() {
     cluster.json(&["vm", "start", "node", "twin"]);
     wait_count(&cluster, "node", stopped + 5);
     wait_count(&cluster, "twin", stopped + 20);
-    cluster.wait("all guests answer", |cluster| {
-        let list = cluster.json(&["vm", "list"])["vms"].as_array().unwrap().clone();
-        list.iter().all(|vm| vm["guest_agent"] == true)
-    });
-    let taken = cluster.json(&["snapshot", "take"]);
-    assert_eq!(taken["snapshot"]["members"].as_array().map(Vec::len), Some(2), "{taken}");
-    cluster.json(&["restore"]);
-    let restored = (count(&cluster, "node"), count(&cluster, "twin"));
-    wait_count(&cluster, "node", restored.0 + 5);
-    wait_count(&cluster, "twin", restored.1 + 5);
-    cluster.json(&["snapshot", "verify", "test-000001"]);
+    snapshot_and_restore(&cluster);
     cluster.json(&["snapshot", "delete", "test-000001"]);
 
     cluster.json(&["vm", "delete", "twin", "--force"]);

@@ -200,16 +200,15 @@ pub(super) async fn from_snapshot(
     disks: &[Disk],
     folder: &VmFolder,
 ) -> Result<Vec<Chain>, HypervisorError> {
-    let mut chains = Vec::new();
-    for (index, disk) in disks.iter().enumerate() {
-        let chain = above_saved(manifest, saved, (index, disk), folder).await?;
-        chains.push(chain.ok_or_else(|| {
+    let chains = above_saved(manifest, saved, disks, folder).await?.into_iter().enumerate();
+    let whole = chains.map(|(index, chain)| {
+        chain.ok_or_else(|| {
             let what =
                 format!("the snapshot holds no layer of {}: the VM had fewer disks then", disk_id(index));
             HypervisorError::Unsupported { what }
-        })?);
-    }
-    Ok(chains)
+        })
+    });
+    whole.collect()
 }
 
 /// As [`from_snapshot`], of the frozen disks of a VM that may never have run: then there are only its images.
@@ -220,11 +219,11 @@ pub(super) async fn from_frozen(
     folder: &VmFolder,
 ) -> Result<Vec<Chain>, HypervisorError> {
     let mut chains = Vec::new();
-    for (index, disk) in disks.iter().enumerate() {
-        chains.push(match above_saved(manifest, saved, (index, disk), folder).await? {
+    for (index, chain) in above_saved(manifest, saved, disks, folder).await?.into_iter().enumerate() {
+        chains.push(match chain {
             Some(chain) => chain,
             None => {
-                let chain = new_chain(index, disk, folder).await?;
+                let chain = new_chain(index, &disks[index], folder).await?;
                 let base = base_image::check(chain.base, manifest.bases.get(index)).await?;
                 Chain { base, ..chain }
             }
@@ -233,28 +232,33 @@ pub(super) async fn from_frozen(
     Ok(chains)
 }
 
-/// One disk; `None` when no layer of it was saved.
+/// A chain for each disk; `None` where no layer of it was saved.
 async fn above_saved(
     manifest: &Manifest,
     saved: &Path,
-    (index, disk): (usize, &Disk),
+    disks: &[Disk],
     folder: &VmFolder,
-) -> Result<Option<Chain>, HypervisorError> {
-    let base = base_image::check(base_image::describe(&disk.image)?, manifest.bases.get(index)).await?;
-    let mut layers = Vec::new();
-    for file in manifest.files.iter().filter(|file| file.role == FileRole::DiskLayer(index)) {
-        let (from, to) = (saved.join(&file.name), folder.disks.join(&file.name));
-        files::link_or_copy(&from, &to).map_err(HypervisorError::file("link", &from))?;
-        layers.push(Layer { file: file.name.clone(), blake3: Some(file.blake3.clone()) });
+) -> Result<Vec<Option<Chain>>, HypervisorError> {
+    let mut chains = Vec::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let base = base_image::check(base_image::describe(&disk.image)?, manifest.bases.get(index)).await?;
+        let mut layers = Vec::new();
+        for file in manifest.files.iter().filter(|file| file.role == FileRole::DiskLayer(index)) {
+            let (from, to) = (saved.join(&file.name), folder.disks.join(&file.name));
+            files::link_or_copy(&from, &to).map_err(HypervisorError::file("link", &from))?;
+            layers.push(Layer { file: file.name.clone(), blake3: Some(file.blake3.clone()) });
+        }
+        if layers.is_empty() {
+            chains.push(None);
+            continue;
+        }
+        let mut chain = Chain { base, layers, next: None };
+        let active = chain.following(index);
+        create_layer(&active, &chain.active().file, ImageFormat::Qcow2, folder).await?;
+        chain.layers.push(active);
+        chains.push(Some(chain));
     }
-    if layers.is_empty() {
-        return Ok(None);
-    }
-    let mut chain = Chain { base, layers, next: None };
-    let active = chain.following(index);
-    create_layer(&active, &chain.active().file, ImageFormat::Qcow2, folder).await?;
-    chain.layers.push(active);
-    Ok(Some(chain))
+    Ok(chains)
 }
 
 /// Fills in the digests of the operator's images; each is computed once as long as the image stays as it is.
