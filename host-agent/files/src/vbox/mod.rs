@@ -4,7 +4,6 @@
 
 mod disks;
 mod settings;
-mod uuid;
 
 use std::path::Path;
 
@@ -12,10 +11,10 @@ use unasnap_protocol::files::{FileReport, FileRole, SnapshotNode, StoreKind, Tot
 
 use self::disks::Disks;
 use self::settings::{Settings, State};
-use self::uuid::Uuid;
 use crate::error::FilesError;
 use crate::listing::{Listing, names_in};
 use crate::place::{Place, folder_of};
+use crate::uuid::Uuid;
 
 /// Most snapshots that the reason for leaving a file out names.
 const NAMED_USERS: usize = 3;
