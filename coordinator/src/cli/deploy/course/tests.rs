@@ -28,6 +28,7 @@ impl World {
             append: String::new(),
             colouring: None,
             nics: Vec::new(),
+            hypervisor: Runner::Qemu,
         };
         let host = HostStatus {
             name: name("h1"),
