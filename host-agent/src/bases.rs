@@ -94,6 +94,12 @@ impl Bases {
         Ok(Self { folder, image_dirs, state_dir, known })
     }
 
+    /// What this host keeps of its VMs.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
     /// All, by name.
     #[must_use]
     pub fn known(&self) -> &BTreeMap<Name, Known> {
@@ -129,7 +135,7 @@ impl Bases {
         Ok(real)
     }
 
-    /// Looks at a file that is to become a base, and makes it read-only.
+    /// Looks at a file that is to become a base.
     ///
     /// # Errors
     /// It cannot become one.
@@ -157,9 +163,6 @@ impl Bases {
             return Err(refused(text));
         }
         let (format, virtual_bytes) = inspect(&path).await?;
-        let mode = fs::metadata(&path).map_err(|error| cannot("read", &path, &error))?.permissions().mode();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode & !WRITABLE))
-            .map_err(|error| cannot("make read-only", &path, &error))?;
         let image = describe(&path).map_err(|error| refused(chain(&error)))?;
         Ok(Considered::New(Candidate { name, known: Known { format, virtual_bytes, image } }))
     }
@@ -250,12 +253,22 @@ impl Bases {
 }
 
 impl Candidate {
-    /// Computes the digest, which takes some seconds for each gigabyte.
+    /// What the file is.
+    #[must_use]
+    pub fn format(&self) -> ImageFormat {
+        self.known.format
+    }
+
+    /// Makes it read-only and computes the digest, which takes some seconds for each gigabyte.
     ///
     /// # Errors
     /// It cannot be read, or somebody has written it meanwhile.
     pub async fn read(mut self) -> Result<Self, RequestError> {
         let image = &mut self.known.image;
+        let path = &image.path;
+        let mode = fs::metadata(path).map_err(|error| cannot("read", path, &error))?.permissions().mode();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & !WRITABLE))
+            .map_err(|error| cannot("make read-only", path, &error))?;
         image.blake3 = digest(&image.path).await.map_err(|error| refused(chain(&error)))?;
         let now = describe(&image.path).map_err(|error| refused(chain(&error)))?;
         if (now.size, now.modified) != (image.size, image.modified) {

@@ -136,7 +136,9 @@ mod tests {
         let path = std::env::temp_dir().join(format!("unasnap-no-vdi-{}", std::process::id()));
         let mut later = image(1);
         later[70] = 2;
-        for content in [Vec::new(), b"<<< Oracle VM VirtualBox Disk Image >>>\n".to_vec(), vec![0; 512], later] {
+        for content in
+            [Vec::new(), b"<<< Oracle VM VirtualBox Disk Image >>>\n".to_vec(), vec![0; 512], later]
+        {
             std::fs::write(&path, content).unwrap();
             assert_eq!(read(&path).unwrap(), None);
         }

@@ -8,8 +8,10 @@
 mod answers;
 mod cuts;
 mod lives;
+mod making;
 mod program;
 mod real;
 mod recorded;
+mod shared;
 mod simulated;
 mod support;

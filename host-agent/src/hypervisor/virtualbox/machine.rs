@@ -89,6 +89,28 @@ impl Machine {
         Ok(bases.map(|base| base.path.clone()).collect())
     }
 
+    /// The files of each disk as it is now, from the base upwards.
+    pub fn disks(&self) -> Result<Vec<Vec<PathBuf>>, HypervisorError> {
+        let report = self.track(None)?;
+        let is_disk = |role: Tracked| matches!(role, Tracked::BaseDisk | Tracked::DifferenceDisk);
+        if let Some(lost) = report.missing.iter().find(|file| is_disk(file.role)) {
+            return Err(unsupported(format!("{} lacks {}: {}", self.vbox.display(), lost.path, lost.why)));
+        }
+        let disks: Vec<&NeededFile> = report.needed.iter().filter(|file| is_disk(file.role)).collect();
+        let is_below =
+            |file: &NeededFile| disks.iter().any(|other| other.parent.as_ref() == Some(&file.path));
+        let mut chains = Vec::new();
+        for top in disks.iter().filter(|file| !is_below(file)) {
+            let (mut chain, mut next) = (Vec::new(), Some(top));
+            while let Some(file) = next {
+                chain.insert(0, self.folder().join(&file.path));
+                next = disks.iter().find(|other| Some(&other.path) == file.parent.as_ref());
+            }
+            chains.push(chain);
+        }
+        Ok(chains)
+    }
+
     /// Refuses a machine of which a cut would not hold everything.
     pub fn check(&self) -> Result<(), HypervisorError> {
         let written = self.written_bases()?;
