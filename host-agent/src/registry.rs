@@ -90,10 +90,12 @@ impl Registry {
         // Also where no VM is defined yet: what is wrong with the host is better known now.
         if definitions.iter().all(|vm| vm.machine.is_none())
             && let Err(error) = drivers.open(false).await
-            && (!definitions.is_empty() || drivers.open(true).await.is_err())
         {
             // A host whose VMs will be VirtualBox's need not have QEMU.
-            return Err(error.into());
+            if !definitions.is_empty() || drivers.open(true).await.is_err() {
+                return Err(error.into());
+            }
+            tracing::warn!("VMs of VirtualBox only can be made here: {}", chain(&error));
         }
         let mut defined = Vec::new();
         for definition in definitions {

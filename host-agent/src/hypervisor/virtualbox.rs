@@ -250,10 +250,11 @@ impl VirtualBox {
             manage.unlocked(UNLOCK_LIMIT).await?;
             manage.unregister().await?;
         }
+        let made = folder.owns(vm);
         let (placed, from, at) = (machine.clone(), saved.folder.to_owned(), layout.clone());
         let placing = tokio::task::spawn_blocking(move || {
             placed.remove_own()?;
-            placed.lay_out(&from, &at)
+            placed.lay_out(&from, &at, made)
         });
         let lost = |error| HypervisorError::file("fill", machine.folder())(std::io::Error::other(error));
         placing.await.map_err(lost)??;
@@ -264,7 +265,7 @@ impl VirtualBox {
             fenced: false,
             paused: false,
             bases,
-            made: folder.owns(vm),
+            made,
         };
         folder.write(&record)?;
         manage.register(&machine.vbox, &disks(&machine, &layout)).await?;

@@ -1,7 +1,7 @@
 //! The real VirtualBox: `UNASNAP_TEST_VIRTUALBOX` names a VBoxManage, `UNASNAP_TEST_VIRTUALBOX_DIR` a folder that it sees under the same
 //! path. Without its kernel module machines are interpreted, which is slow and correct.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use unasnap_host::hypervisor::virtualbox::calls::{Calls, VBoxManage};
 use unasnap_host::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig, own_machine};
 use unasnap_host::hypervisor::{Ground, Hypervisor, HypervisorError, InPause, SavedVm, VmState};
 use unasnap_host::store::Store;
-use unasnap_host::store::manifest::{BaseImage, Identity};
+use unasnap_host::store::manifest::{BaseImage, Identity, Manifest};
 use unasnap_host::store::space::Limits;
 
 use crate::support::name;
@@ -253,6 +253,21 @@ impl Real {
         panic!("the guest says nothing");
     }
 
+    /// Of a machine that runs for that, and is off then.
+    async fn snapshot(&self, driver: &VirtualBox, vm: &VmDefinition, store: &Store) -> Manifest {
+        let mut running = driver.start(vm, 1).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let draft = store.begin(&name("s1"), &vm.name).unwrap();
+        running.prepare_cut(draft.folder()).await.unwrap();
+        running.cut(InPause::nothing()).await.unwrap();
+        let saved = running.save().await.unwrap();
+        let identity =
+            Identity { snapshot: name("s1"), deployment: name("d"), epoch: 1, definition: vm.clone() };
+        store.finish(&draft, identity, saved).unwrap();
+        driver.destroy(&vm.name).await.unwrap();
+        store.verify(&name("s1"), &vm.name).unwrap()
+    }
+
     fn machine(&self, vm: &VmDefinition) -> PathBuf {
         own_machine(&self.config.state_dir, &vm.name)
     }
@@ -269,7 +284,13 @@ async fn real_machines_share_a_base() {
     std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o444)).unwrap();
     let content = std::fs::read(&image).unwrap();
     let driver = VirtualBox::open(here.config.clone()).await.unwrap();
-    let base = BaseImage { path: image.clone(), size: 0, modified: 0, blake3: String::new() };
+    let meta = std::fs::metadata(&image).unwrap();
+    let base = BaseImage {
+        path: image.clone(),
+        size: meta.size(),
+        modified: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+        blake3: blake3::hash(&content).to_hex().to_string(),
+    };
     let (one, two, twin) = (here.own("one"), here.own("two"), here.own("twin"));
     for vm in [&one, &two] {
         driver.make(vm, Ground::Bases(std::slice::from_ref(&base)), 1).await.unwrap();
@@ -280,6 +301,27 @@ async fn real_machines_share_a_base() {
     assert_eq!(here.starts(&driver, &two).await, 1, "they see each other's disk");
     driver.forget(&one.name).await.unwrap();
     assert_eq!((here.starts(&driver, &twin).await, here.starts(&driver, &two).await), (4, 2));
+
+    // Restored beside others, and when VirtualBox has forgotten all of them; and each time there is room for one more.
+    let store = Store::open(&here.config.state_dir, Limits::default()).unwrap();
+    let manifest = here.snapshot(&driver, &two, &store).await;
+    let folder = store.vm_folder(&name("s1"), &two.name);
+    for others in [true, false] {
+        if !others {
+            for vm in [&two, &twin] {
+                driver.forget(&vm.name).await.unwrap();
+            }
+        }
+        let saved = SavedVm { folder: &folder, manifest: &manifest };
+        let mut restored = driver.restore(&two, saved, 2).await.unwrap();
+        restored.resume().await.unwrap();
+        assert_eq!(restored.state().await.unwrap(), VmState::Running);
+        drop(restored);
+        driver.destroy(&two.name).await.unwrap();
+        driver.make(&one, Ground::Bases(std::slice::from_ref(&base)), 1).await.unwrap();
+        assert_eq!((here.starts(&driver, &one).await, here.starts(&driver, &two).await), (1, 4));
+        driver.forget(&one.name).await.unwrap();
+    }
     for vm in [&two, &twin] {
         driver.forget(&vm.name).await.unwrap();
     }

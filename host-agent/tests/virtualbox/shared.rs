@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use unasnap_files::vdi;
+use unasnap_files::{vbox, vdi};
 use unasnap_host::hypervisor::virtualbox::calls::{Answer, Calls};
 use unasnap_host::hypervisor::{HypervisorError, Pending};
 
@@ -69,6 +69,15 @@ pub fn image(number: u32, parent: Option<&str>, content: &str) -> Vec<u8> {
     image
 }
 
+/// A `.vbox`.
+fn settings(uuid: &str, name: &str, registry: &str, device: &str) -> String {
+    format!(
+        "<?xml version=\"1.0\"?>\n<VirtualBox xmlns=\"http://www.virtualbox.org/\" version=\"1.19-linux\"><Machine uuid=\"{{{uuid}}}\" name=\"{name}\" \
+         snapshotFolder=\"Snapshots\">{registry}<Hardware><StorageControllers><StorageController name=\"SATA\">{device}</StorageController>\
+         </StorageControllers></Hardware></Machine></VirtualBox>"
+    )
+}
+
 fn uuid(number: u32) -> String {
     format!("{number:08x}-1111-4222-8333-444455556666")
 }
@@ -88,24 +97,22 @@ impl Sharing {
 }
 
 impl State {
-    fn medium(&mut self, path: &str, machine: &str) -> Result<String, Answer> {
-        let known = self.media.iter().find(|(_, medium)| medium.location == Path::new(path));
-        if let Some((uuid, _)) = known {
-            return Ok(uuid.clone());
+    fn known(&self, path: &str) -> Option<String> {
+        let mut known = self.media.iter().filter(|(_, medium)| medium.location == Path::new(path));
+        known.next().map(|(uuid, _)| uuid.clone())
+    }
+
+    /// Of a machine whose settings tell of a base. One that is known without a machine stays so.
+    fn register(&mut self, machine: &str, base: &str) {
+        if let Some(uuid) = self.known(base) {
+            let machines = &mut self.media.get_mut(&uuid).unwrap().machines;
+            machines.extend((!machines.is_empty()).then(|| machine.to_owned()));
+            return;
         }
-        let header = vdi::read(path.as_ref())
-            .ok()
-            .flatten()
-            .ok_or_else(|| answer("04a-multiattach-refused/005-modifymedium-unknown"))?;
-        let medium = Medium {
-            location: path.into(),
-            parent: header.parent(),
-            shared: false,
-            machines: vec![machine.to_owned()],
-        };
-        let uuid = header.uuid().unwrap();
-        self.media.insert(uuid.clone(), medium);
-        Ok(uuid)
+        let header = vdi::read(base.as_ref()).unwrap().unwrap();
+        let machines = vec![machine.to_owned()];
+        let medium = Medium { location: base.into(), parent: header.parent(), shared: true, machines };
+        self.media.insert(header.uuid().unwrap(), medium);
     }
 
     fn children(&self, uuid: &str) -> usize {
@@ -118,11 +125,7 @@ impl State {
 
     fn attach(&mut self, machine: &str, path: &str) -> Result<(), Answer> {
         assert!(self.machines[machine].controller && self.machines[machine].state == "poweroff");
-        if path == "none" {
-            self.machines.get_mut(machine).unwrap().disk = None;
-            return Ok(());
-        }
-        let mut uuid = self.medium(path, machine)?;
+        let mut uuid = self.known(path).unwrap();
         if self.attached(&uuid) {
             return Err(answer("04a-multiattach-refused/029-attach-same-again"));
         }
@@ -155,41 +158,32 @@ impl State {
         match arguments {
             ["--version"] => return Ok(answer("00-global/001-version").stdout),
             ["list", "hdds"] => return Ok(self.list()),
-            [
-                "createvm",
-                "--name",
-                name,
-                "--uuid",
-                uuid,
-                "--ostype",
-                "Linux_64",
-                "--basefolder",
-                above,
-                "--register",
-            ] => {
+            ["createvm", "--name", name, "--uuid", uuid, "--ostype", "Linux_64", "--basefolder", above] => {
                 let vbox = Path::new(above).join(name).join(format!("{name}.vbox"));
                 if vbox.exists() {
                     return Err(answer("01-one-disk-no-snapshots/002-createvm-duplicate"));
                 }
                 std::fs::create_dir_all(vbox.parent().unwrap()).unwrap();
-                let (settings, state) = (Vec::new(), "poweroff");
-                let machine = Machine { vbox, settings, state, controller: false, disk: None };
-                assert!(self.machines.insert((*uuid).to_owned(), machine).is_none());
+                std::fs::write(vbox, settings(uuid, name, "", "")).unwrap();
             }
-            ["modifymedium", "disk", path, "--type", "multiattach"] => {
-                let known = self.media.iter().find(|(_, medium)| medium.location == Path::new(path));
-                let uuid = known.map(|(uuid, _)| uuid.clone()).unwrap();
-                if self.media[&uuid].machines.is_empty() {
-                    return Err(answer("04a-multiattach-refused/003-modifymedium-multiattach"));
-                }
-                if self.attached(&uuid) {
-                    return Err(answer("04b-multiattach-modifymedium/005-modifymedium-while-attached"));
-                }
-                self.media.get_mut(&uuid).unwrap().shared = true;
+            ["registervm", vbox] => {
+                let text = std::fs::read_to_string(vbox).unwrap();
+                let uuid = vbox::machine_uuid(vbox.as_ref()).unwrap();
+                let (_, base) = text.split_once("location=\"").unwrap();
+                let (base, rest) = base.split_once('"').unwrap();
+                assert!(rest.starts_with(" format=\"VDI\" type=\"MultiAttach\"/>"), "{text}");
+                self.register(&uuid, base);
+                let machine = Machine {
+                    vbox: vbox.into(),
+                    settings: Vec::new(),
+                    state: "poweroff",
+                    controller: false,
+                    disk: None,
+                };
+                assert!(self.machines.insert(uuid, machine).is_none());
             }
             ["closemedium", "disk", path] => {
-                let known = self.media.iter().find(|(_, medium)| medium.location == Path::new(path));
-                let uuid = known.map(|(uuid, _)| uuid.clone()).unwrap();
+                let uuid = self.known(path).unwrap();
                 if self.attached(&uuid) || self.children(&uuid) > 0 {
                     return Err(answer("04a-multiattach-refused/025-closemedium-base"));
                 }
@@ -273,12 +267,8 @@ impl State {
                 format!("<AttachedDevice type=\"HardDisk\" port=\"0\" device=\"0\"><Image uuid=\"{{{disk}}}\"/></AttachedDevice>")
             });
             let name = machine.vbox.file_stem().unwrap().to_string_lossy();
-            let text = format!(
-                "<?xml version=\"1.0\"?>\n<VirtualBox xmlns=\"http://www.virtualbox.org/\" version=\"1.19-linux\"><Machine uuid=\"{{{uuid}}}\" name=\"{name}\" \
-                 snapshotFolder=\"Snapshots\"><MediaRegistry><HardDisks>{disks}</HardDisks></MediaRegistry><Hardware><StorageControllers>\
-                 <StorageController name=\"SATA\">{}</StorageController></StorageControllers></Hardware></Machine></VirtualBox>",
-                image.unwrap_or_default()
-            );
+            let registry = format!("<MediaRegistry><HardDisks>{disks}</HardDisks></MediaRegistry>");
+            let text = settings(uuid, &name, &registry, &image.unwrap_or_default());
             std::fs::write(&machine.vbox, text).unwrap();
         }
     }

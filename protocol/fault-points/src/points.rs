@@ -154,7 +154,6 @@ pub const GROUPS: &[Group] = &[
             "modifyvm",
             "storagectl",
             "storageattach",
-            "modifymedium",
             "closemedium",
             "showmediuminfo",
             "startvm",

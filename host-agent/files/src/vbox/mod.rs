@@ -3,6 +3,7 @@
 //! files of all other snapshots are missing there.
 
 mod disks;
+mod registry;
 mod settings;
 
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::path::Path;
 use unasnap_protocol::files::{FileReport, FileRole, SnapshotNode, StoreKind, Totals};
 
 use self::disks::Disks;
+pub use self::registry::{Listed, with_registry};
 use self::settings::{Settings, State};
 use crate::error::FilesError;
 use crate::listing::{Listing, names_in};

@@ -70,11 +70,14 @@ impl VirtualBox {
         })?;
         let vms = self.config.state_dir.join("vms");
         manage.create(&vm.name, &vms).await?;
+        let machine = machine(vm)?;
+        manage.free(&content.base).await?;
+        machine.tell_of(&content.base)?;
+        manage.register(&machine.vbox, &[]).await?;
         let settings = settings(vm);
         manage.modify(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await?;
         manage.add_controller().await?;
-        manage.share(&content.base).await?;
-        let machine = machine(vm)?;
+        manage.attach(&content.base).await?;
         let difference = only_difference(&machine, &content.base)?;
         if let Some(other) = content.difference {
             let to = difference.clone();
@@ -147,11 +150,11 @@ impl VirtualBox {
 }
 
 impl Manage {
-    /// Makes and registers a machine of this UUID, whose folder lies in `above`.
+    /// Makes the settings of a machine of this UUID, whose folder lies in `above`. VirtualBox does not know it yet.
     async fn create(&self, name: &Name, above: &Path) -> Result<(), HypervisorError> {
         let above = above.to_string_lossy();
         let who = ["--name", name.as_str(), "--uuid", self.uuid(), "--ostype", GUEST];
-        self.change(&[&["createvm"], &who[..], &["--basefolder", &*above, "--register"]].concat()).await
+        self.change(&[&["createvm"], &who[..], &["--basefolder", &*above]].concat()).await
     }
 }
 

@@ -1,8 +1,9 @@
 //! A base that the machines of a host share: VirtualBox calls it *multiattach*, and gives every machine to which it is attached an
 //! empty difference of its own. What it takes to get there, as tried with VirtualBox 7.2:
 //!
-//! - Only a disk that is registered with a machine and attached to none becomes multiattach. So the first machine is given it as
-//!   it is, and it is taken away again, before it changes.
+//! - Only a disk that is registered with a machine can be multiattach. VBoxManage makes it so by attaching it first as it is, and opens
+//!   it for writing then: the base would have another modification time. So the machine's settings tell of the
+//!   base from the beginning, and it is registered with them.
 //! - Where it stays known when its last machine has gone, it belongs to none, and cannot be attached: it is closed first.
 //! - `showmediuminfo` makes a disk known without a machine, for good; `list hdds` only tells.
 
@@ -53,41 +54,34 @@ impl Manage {
         self.change(&[&["storagectl", self.uuid()], &controller[..]].concat()).await
     }
 
-    /// Gives the machine an empty difference of `base`, which no machine writes.
+    /// Sees to it that a machine whose settings tell of `base` can share it.
     ///
     /// # Errors
     /// VirtualBox refuses, also where a machine writes `base` itself.
-    pub async fn share(&self, base: &Path) -> Result<(), HypervisorError> {
+    pub async fn free(&self, base: &Path) -> Result<(), HypervisorError> {
         let base = base.to_string_lossy();
         let known = self.media().await?;
-        let medium = known.iter().find(|medium| medium.location == base);
         let has_children = |uuid: &str| known.iter().any(|medium| medium.parent == uuid);
-        match medium {
-            Some(medium) if medium.is_shared && has_children(&medium.uuid) => {
-                return self.attach(&base).await;
+        match known.iter().find(|medium| medium.location == base) {
+            Some(medium) if !medium.is_shared || !has_children(&medium.uuid) => {
+                // Refused where a machine has it: that one writes it, or has snapshots of it.
+                self.change(&["closemedium", "disk", &base]).await
             }
-            // Refused where a machine has it: that one writes it, or has snapshots of it.
-            Some(_) => self.close(&base).await?,
-            None => {}
+            _ => Ok(()),
         }
-        self.attach(&base).await?;
-        self.attach("none").await?;
-        self.change(&["modifymedium", "disk", &base, "--type", "multiattach"]).await?;
-        self.attach(&base).await
+    }
+
+    /// Gives the machine an empty difference of `base`, which is shared.
+    ///
+    /// # Errors
+    /// VirtualBox refuses.
+    pub async fn attach(&self, base: &Path) -> Result<(), HypervisorError> {
+        let place = ["--storagectl", CONTROLLER, "--port", "0", "--device", "0", "--type", "hdd"];
+        let base = base.to_string_lossy();
+        self.change(&[&["storageattach", self.uuid()], &place[..], &["--medium", &*base]].concat()).await
     }
 
     async fn media(&self) -> Result<Vec<Medium>, HypervisorError> {
         Ok(media(&self.question(&["list", "hdds"]).await?.stdout))
-    }
-
-    /// `none` takes away what is there.
-    async fn attach(&self, medium: &str) -> Result<(), HypervisorError> {
-        let place = ["--storagectl", CONTROLLER, "--port", "0", "--device", "0", "--type", "hdd"];
-        let call = [&["storageattach", self.uuid()], &place[..], &["--medium", medium]].concat();
-        self.change(&call).await
-    }
-
-    async fn close(&self, disk: &str) -> Result<(), HypervisorError> {
-        self.change(&["closemedium", "disk", disk]).await
     }
 }
