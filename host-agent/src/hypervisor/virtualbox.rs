@@ -251,6 +251,9 @@ impl VirtualBox {
             manage.unregister().await?;
         }
         let made = folder.owns(vm);
+        for base in bases.iter().filter(|_| made) {
+            manage.free(&base.path).await?;
+        }
         let (placed, from, at) = (machine.clone(), saved.folder.to_owned(), layout.clone());
         let placing = tokio::task::spawn_blocking(move || {
             placed.remove_own()?;

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use unasnap_files::vdi;
 use unasnap_host::definition::VmDefinition;
+use unasnap_host::hypervisor::virtualbox::machine::{Layout, Machine};
 use unasnap_host::hypervisor::virtualbox::media::media;
 use unasnap_host::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig, own_machine};
 use unasnap_host::hypervisor::{Ground, Hypervisor};
 use unasnap_host::store::manifest::BaseImage;
 
-use crate::recorded::answer;
-use crate::shared::{Sharing, image};
+use crate::recorded::{answer, fixtures};
+use crate::shared::{Sharing, image, image_of};
+use crate::simulated::{CUT, LOWER, Simulated};
 use crate::support::name;
 
 struct Host {
@@ -293,4 +295,51 @@ fn recorded_lists_of_disks_are_understood() {
     assert!(base.is_shared && base.parent == "base");
     assert_eq!(all.iter().filter(|medium| medium.parent == base.uuid).count(), 2);
     assert!(all.iter().all(|medium| !medium.is_shared || medium.uuid == base.uuid));
+}
+
+/// A base that another machine's settings told of at the cut, or tell of now.
+#[test]
+fn a_restored_machine_tells_of_its_base_and_of_its_own_disks() {
+    const DISK: &str = "51368c82-07b4-4ddb-a68d-92d0b8e2b3c4";
+    const UPPER: &str = "d6869b71-e99d-40dc-b52b-576a1c900dd4";
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let saved = path("saved");
+    std::fs::create_dir_all(&saved).unwrap();
+    std::fs::write(path("base.vdi"), image_of(DISK, None, "")).unwrap();
+    std::fs::write(saved.join("lower.vdi"), image_of(LOWER, Some(DISK), "")).unwrap();
+    std::fs::write(saved.join("ram.sav"), "what the guest thought").unwrap();
+    let text = std::fs::read_to_string(fixtures().join("running.vbox")).unwrap();
+    let (before, rest) = text.split_once("    <MediaRegistry>").unwrap();
+    let (_, after) = rest.split_once("</MediaRegistry>\n").unwrap();
+    let text = format!("{before}{after}");
+    let lower = Simulated::disk(LOWER);
+    let place = |name: &str, place: &str| (name.to_owned(), place.to_owned());
+    let layout = Layout {
+        snapshot: CUT.to_owned(),
+        places: vec![place("lower.vdi", &lower), place("ram.sav", "Snapshots/ram.sav")],
+        bases: vec![path("base.vdi").display().to_string()],
+    };
+    let machine = Machine { vbox: path("web/web.vbox") };
+    let lay_out = |text: &str, shares: bool| {
+        std::fs::write(saved.join("machine.vbox"), text).unwrap();
+        machine.lay_out(&saved, &layout, shares).unwrap();
+        std::fs::read_to_string(&machine.vbox).unwrap()
+    };
+    let made = lay_out(&text, true);
+    let (_, disks) = made.split_once("<MediaRegistry>").unwrap();
+    let (disks, _) = disks.split_once("</MediaRegistry>").unwrap();
+    let begin = |part: &str| disks.find(part).unwrap_or_else(|| panic!("{disks} lacks {part}"));
+    let base = format!("location=\"{}\" format=\"VDI\" type=\"MultiAttach\"", path("base.vdi").display());
+    let upper = format!("location=\"{}\" format=\"VDI\"/>", Simulated::disk(UPPER));
+    assert!(begin(&base) < begin(&format!("location=\"{lower}\"")) && begin(&lower) < begin(&upper));
+    assert_eq!(
+        machine.disks().map(|_| ()).unwrap_err().to_string().matches(UPPER).count(),
+        1,
+        "it was not saved"
+    );
+    // One by itself stays as it was, and so does one with snapshots that are not here.
+    assert_eq!(lay_out(&text, false), text);
+    let branched = text.replacen(DISK, "00000000-07b4-4ddb-a68d-92d0b8e2b3c4", 1);
+    assert_eq!(lay_out(&branched, true), branched);
 }

@@ -48,6 +48,11 @@ pub struct Medium {
 
 /// A VDI with a UUID of this number.
 pub fn image(number: u32, parent: Option<&str>, content: &str) -> Vec<u8> {
+    image_of(&uuid(number), parent, content)
+}
+
+/// A VDI with this UUID.
+pub fn image_of(uuid: &str, parent: Option<&str>, content: &str) -> Vec<u8> {
     let bytes = |uuid: &str| {
         let digits = uuid.replace('-', "");
         let mut bytes: Vec<u8> =
@@ -61,7 +66,7 @@ pub fn image(number: u32, parent: Option<&str>, content: &str) -> Vec<u8> {
     image[64..72].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe, 1, 0, 1, 0]);
     image[76] = if parent.is_some() { 4 } else { 1 };
     image[368..376].copy_from_slice(&(8_u64 << 20).to_le_bytes());
-    image[392..408].copy_from_slice(&bytes(&uuid(number)));
+    image[392..408].copy_from_slice(&bytes(uuid));
     if let Some(parent) = parent {
         image[424..440].copy_from_slice(&bytes(parent));
     }

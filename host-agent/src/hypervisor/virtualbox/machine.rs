@@ -235,7 +235,7 @@ impl Machine {
         let settings = self.vbox.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let settings = (SETTINGS_FILE.to_owned(), settings);
         let wanted = AtomicBool::new(false);
-        let own = if shares { Some(self.with_own_registry(saved, layout)?) } else { None };
+        let own = if shares { self.with_own_registry(saved, layout)? } else { None };
         for (name, place) in layout.places.iter().chain([&settings]) {
             if !is_inside(place) || !is_inside(name) {
                 return Err(unsupported(format!(
@@ -256,8 +256,9 @@ impl Machine {
         Ok(())
     }
 
-    /// The settings of a local snapshot, which tell of the bases and of this machine's disks, whatever other machines do.
-    fn with_own_registry(&self, saved: &Path, layout: &Layout) -> Result<String, HypervisorError> {
+    /// The settings of a local snapshot, which tell of the bases and of this machine's disks, whatever other machines do. `None`
+    /// where the machine has snapshots beside the cut, which only the settings as they are can tell of.
+    fn with_own_registry(&self, saved: &Path, layout: &Layout) -> Result<Option<String>, HypervisorError> {
         let mut disks = Vec::new();
         let bases = layout.bases.iter().map(|place| (self.folder().join(place), place));
         let differences = layout.places.iter().map(|(name, place)| (saved.join(name), place));
@@ -266,9 +267,22 @@ impl Machine {
             disks.extend(listed(&file, place.clone())?);
         }
         let path = saved.join(SETTINGS_FILE);
+        let attached = vbox::attached(&path).map_err(|error| unsupported(error.to_string()))?;
+        let is_listed = |uuid: &String, disks: &[vbox::Listed]| disks.iter().any(|disk| disk.uuid == *uuid);
+        // What the machine wrote after the cut is no part of it, and VirtualBox wants to have heard of it all the same.
+        let cut = attached.snapshots.get(&layout.snapshot).into_iter().flatten();
+        for (now, below) in attached.now.iter().zip(cut) {
+            if !is_listed(now, &disks) {
+                let (parent, location) = (Some(below.clone()), format!("Snapshots/{{{now}}}.vdi"));
+                disks.push(vbox::Listed { uuid: now.clone(), parent, location });
+            }
+        }
+        if !attached.snapshots.values().flatten().all(|uuid| is_listed(uuid, &disks)) {
+            return Ok(None);
+        }
         let text = std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?;
-        vbox::with_registry(&text, &disks)
-            .map_err(|why| unsupported(format!("{} is damaged: {why}", path.display())))
+        let text = vbox::with_registry(&text, &disks);
+        text.map(Some).map_err(|why| unsupported(format!("{} is damaged: {why}", path.display())))
     }
 }
 
