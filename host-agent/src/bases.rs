@@ -10,7 +10,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -19,6 +18,7 @@ use unasnap_protocol::household::Base;
 use unasnap_protocol::name::Name;
 use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 
+use self::candidate::make_read_only;
 pub use self::candidate::{Candidate, Considered, Unread};
 use self::inspection::inspect;
 use crate::definition::ImageFormat;
@@ -31,9 +31,6 @@ use crate::works::chain;
 
 mod candidate;
 mod inspection;
-
-/// Bits of a file's mode by which anybody may write it.
-const WRITABLE: u32 = 0o222;
 
 /// What is known of a base.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +78,12 @@ impl Bases {
         Ok(Self { folder, image_dirs, state_dir, known })
     }
 
+    /// What this host keeps of its VMs.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
     /// All, by name.
     #[must_use]
     pub fn known(&self) -> &BTreeMap<Name, Known> {
@@ -116,7 +119,7 @@ impl Bases {
         Ok(real)
     }
 
-    /// Looks at a file that is to become a base, and makes it read-only.
+    /// Looks at a file that is to become a base.
     ///
     /// # Errors
     /// It cannot become one.
@@ -135,6 +138,7 @@ impl Bases {
             (Considered::New(Unread { name, mut known }), Some(read))
                 if (known.image.size, known.image.modified) == (read.size, read.modified) =>
             {
+                make_read_only(&known.image.path)?;
                 known.image.blake3 = read.blake3;
                 Considered::Read(Candidate { name, known })
             }
@@ -158,9 +162,6 @@ impl Bases {
             return Err(refused(text));
         }
         let (format, virtual_bytes) = inspect(&path).await?;
-        let mode = fs::metadata(&path).map_err(|error| cannot("read", &path, &error))?.permissions().mode();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode & !WRITABLE))
-            .map_err(|error| cannot("make read-only", &path, &error))?;
         let image = describe(&path).map_err(|error| refused(chain(&error)))?;
         Ok(Considered::New(Unread { name, known: Known { format, virtual_bytes, image } }))
     }

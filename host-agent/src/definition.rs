@@ -31,6 +31,8 @@
 //! addresses = ["10.77.2.1"]
 //! ```
 //!
+//! Of one that unasnap has made, each card has a bridge and a hardware address, too.
+//!
 //! Relative paths are relative to the file's folder.
 
 use std::collections::BTreeMap;
@@ -112,15 +114,18 @@ pub enum ImageFormat {
     Qcow2,
     /// The disk byte by byte.
     Raw,
+    /// VirtualBox's.
+    Vdi,
 }
 
 impl ImageFormat {
-    /// As QEMU calls it.
+    /// As `qemu-img` calls it.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Self::Qcow2 => "qcow2",
             Self::Raw => "raw",
+            Self::Vdi => "vdi",
         }
     }
 }
@@ -133,10 +138,11 @@ fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nic {
-    /// Bridge of the host on which its tap device is put; VirtualBox's machines have their own.
+    /// Bridge of the host on which its tap device is put. A machine of VirtualBox is given it when unasnap makes it; one that the
+    /// operator made has its own.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub bridge: String,
-    /// Hardware address, `52:54:00:12:34:56`; VirtualBox's machines have their own.
+    /// Hardware address, `52:54:00:12:34:56`; as for the bridge.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub mac: String,
     /// Addresses (`10.77.1.1`) and prefixes (`10.77.1.0/24`) by which other members know this VM.
@@ -388,7 +394,20 @@ impl Checker<'_> {
         self.require(boots, "kernel", "missing", "give a kernel or at least one [[disk]]")?;
         let bare = vm.kernel.is_none() && (vm.initrd.is_some() || !vm.append.is_empty());
         self.require(!bare, "kernel", "missing", "initrd and append need a kernel")?;
-        for (index, nic) in vm.nics.iter().enumerate() {
+        let vdi = vm.disks.iter().position(|disk| disk.format == ImageFormat::Vdi);
+        let key = format!("disk[{}].format", vdi.unwrap_or_default());
+        self.require(
+            vdi.is_none(),
+            &key,
+            "vdi",
+            "QEMU's VMs have qcow2 and raw images: convert it with qemu-img",
+        )?;
+        self.check_cards()?;
+        self.check_addresses()
+    }
+
+    fn check_cards(&self) -> Result<(), DefinitionError> {
+        for (index, nic) in self.definition.nics.iter().enumerate() {
             let key = |name: &str| format!("nic[{index}].{name}");
             self.require(
                 is_interface_name(&nic.bridge),
@@ -398,7 +417,7 @@ impl Checker<'_> {
             )?;
             self.require(is_mac(&nic.mac), &key("mac"), &nic.mac, "use six hex bytes, the first one even")?;
         }
-        self.check_addresses()
+        Ok(())
     }
 
     fn check_addresses(&self) -> Result<(), DefinitionError> {
@@ -422,9 +441,10 @@ impl Checker<'_> {
         self.require(vm.kernel.is_none() && vm.initrd.is_none(), "kernel", "given", rule)?;
         self.require(vm.append.is_empty(), "append", &vm.append, rule)?;
         self.require(vm.disks.is_empty(), "disk", "given", rule)?;
-        for (index, nic) in vm.nics.iter().enumerate() {
-            self.require(nic.bridge.is_empty(), &format!("nic[{index}].bridge"), &nic.bridge, rule)?;
-            self.require(nic.mac.is_empty(), &format!("nic[{index}].mac"), &nic.mac, rule)?;
+        self.require(vm.nics.len() <= MAX_DEVICES, "nic", vm.nics.len(), "at most 8 network cards")?;
+        // unasnap has made the machine with these.
+        if vm.nics.iter().any(|nic| !nic.bridge.is_empty() || !nic.mac.is_empty()) {
+            self.check_cards()?;
         }
         let rule = match vm.colouring {
             Colouring::Host => "VirtualBox gives a VM no tap on which the host could colour: use guest",

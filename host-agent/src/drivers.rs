@@ -32,6 +32,13 @@ impl Drivers {
         Self { qemu_config, virtualbox_config, qemu: Some(driver), virtualbox: None }
     }
 
+    /// And this one for machines of VirtualBox.
+    #[must_use]
+    pub fn and_virtualbox(mut self, driver: Arc<dyn Hypervisor>) -> Self {
+        self.virtualbox = Some(driver);
+        self
+    }
+
     /// The one for VMs of VirtualBox, or for those of QEMU.
     ///
     /// # Errors

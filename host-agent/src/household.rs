@@ -1,6 +1,7 @@
 //! What is asked of the host and not of a member: one task that owns the bases, one queue. VMs come and go through
 //! [`Registry`].
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -12,7 +13,7 @@ use unasnap_protocol::operator::RequestError;
 use self::files::{present_files, saved_files};
 use self::plan::{Plan, of_clone, of_new};
 use crate::bases::{Bases, Candidate, Considered};
-use crate::definition::{Disk, VmDefinition};
+use crate::definition::{ImageFormat, VmDefinition};
 use crate::hypervisor::Ground;
 use crate::registry::{Registry, internal, refused};
 use crate::store::Store;
@@ -20,6 +21,7 @@ use crate::transfer::bringing::Brought;
 use crate::transfer::frozen::Shelf;
 use crate::transfer::receiving::Receiver;
 use crate::transfer::telling::Far;
+use crate::works::{Works, chain};
 
 mod files;
 mod plan;
@@ -147,7 +149,7 @@ impl Household {
                 },
                 Err(error) => Err(error),
             },
-            Task::Clone(clone) => match of_clone(&clone, self.registry.members()) {
+            Task::Clone(clone) => match of_clone(&clone, &self.bases, self.registry.members()) {
                 Ok(plan) => self.make(plan, incarnation).await,
                 Err(error) => Err(error),
             },
@@ -161,6 +163,16 @@ impl Household {
 
     async fn preload(&mut self, number: u64, considered: Result<Considered>) -> Option<Result<Outcome>> {
         match considered {
+            Ok(considered @ (Considered::New(_) | Considered::Read(_)))
+                if considered.format() == Some(ImageFormat::Vdi)
+                    && let Err(error) = self.registry.needs_virtualbox().await =>
+            {
+                Some(Err(refused(format!(
+                    "of a vdi image only VMs of VirtualBox are made, which this host does not drive: {}; for QEMU's, convert it \
+                     (`qemu-img convert -O qcow2`) and preload that",
+                    chain(&error)
+                ))))
+            }
             Ok(Considered::New(unread)) => {
                 self.reading.spawn(async move { (number, unread.read().await) });
                 None
@@ -209,12 +221,13 @@ impl Household {
     /// VMs that have a base below a disk.
     fn users(&self, base: &Name) -> Vec<Name> {
         let Some(known) = self.bases.known().get(base) else { return Vec::new() };
-        let members = self.registry.members().list();
-        let definitions = members.iter().map(|member| member.works().definition());
         // A definition written by hand may name it by another way.
-        let is_base = |disk: &Disk| disk.image.canonicalize().is_ok_and(|path| path == known.image.path);
-        let uses = |vm: &&VmDefinition| vm.disks.iter().any(is_base);
-        definitions.filter(uses).map(|vm| vm.name.clone()).collect()
+        let is_base = |path: &Path| path.canonicalize().is_ok_and(|path| path == known.image.path);
+        let members = self.registry.members().list();
+        let works = members.iter().map(|member| member.works());
+        let uses =
+            |works: &&Arc<Works>| images(works).iter().any(|image| image.as_deref().is_none_or(is_base));
+        works.filter(uses).map(|works| works.definition().name.clone()).collect()
     }
 
     /// Says how far the transfer of a task is.
@@ -234,5 +247,20 @@ impl Household {
     fn say(&self, word: HostWord) {
         // The receiver lives as long as the process.
         let _ = self.words.send(word);
+    }
+}
+
+/// The images below the disks of a VM. `None` is any: what a machine of VirtualBox has is not known where its files cannot be read.
+fn images(works: &Works) -> Vec<Option<PathBuf>> {
+    let definition = works.definition();
+    if definition.machine.is_none() {
+        return definition.disks.iter().map(|disk| Some(disk.image.clone())).collect();
+    }
+    match works.disk_files() {
+        Ok(disks) => disks.into_iter().map(|files| files.into_iter().next()).collect(),
+        Err(failure) => {
+            tracing::warn!(vm = %definition.name, "what is below its disks is not known: {}", failure.text);
+            vec![None]
+        }
     }
 }

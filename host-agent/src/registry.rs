@@ -25,7 +25,7 @@ use self::starting::{Found, find_or_start};
 use crate::colouring::host::Taps;
 use crate::definition::{MAX_FILE_BYTES, VmDefinition, load_files, load_folder};
 use crate::drivers::Drivers;
-use crate::hypervisor::{Ground, Hypervisor};
+use crate::hypervisor::{Ground, Hypervisor, HypervisorError};
 use crate::member::{self, Handle};
 use crate::members::Members;
 use crate::store::Store;
@@ -88,8 +88,14 @@ impl Registry {
         }
         let mut drivers = registry.drivers.lock().await;
         // Also where no VM is defined yet: what is wrong with the host is better known now.
-        if definitions.iter().all(|vm| vm.machine.is_none()) {
-            drivers.open(false).await?;
+        if definitions.iter().all(|vm| vm.machine.is_none())
+            && let Err(error) = drivers.open(false).await
+        {
+            // A host whose VMs will be VirtualBox's need not have QEMU.
+            if !definitions.is_empty() || drivers.open(true).await.is_err() {
+                return Err(error.into());
+            }
+            tracing::warn!("VMs of VirtualBox only can be made here: {}", chain(&error));
         }
         let mut defined = Vec::new();
         for definition in definitions {
@@ -106,6 +112,14 @@ impl Registry {
     /// What QEMU is here, if VMs of its run here or could.
     pub async fn qemu_facts(&self) -> Option<Facts> {
         self.drivers.lock().await.qemu_facts()
+    }
+
+    /// Refuses where VirtualBox cannot be driven.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn needs_virtualbox(&self) -> Result<(), HypervisorError> {
+        self.drivers.lock().await.open(true).await.map(drop)
     }
 
     /// All VMs that are there.

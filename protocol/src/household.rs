@@ -203,6 +203,19 @@ pub struct NewVm {
     pub colouring: Option<Colouring>,
     /// Its network cards.
     pub nics: Vec<NewNic>,
+    /// Who runs it.
+    pub hypervisor: Runner,
+}
+
+/// A hypervisor that VMs can be made for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Runner {
+    /// QEMU.
+    #[default]
+    Qemu,
+    /// VirtualBox.
+    Virtualbox,
 }
 
 /// A network card that is to be made.
@@ -271,7 +284,7 @@ pub struct Base {
     pub name: Name,
     /// The file.
     pub path: String,
-    /// `qcow2` or `raw`.
+    /// `qcow2`, `raw` or `vdi`.
     pub format: String,
     /// Size of the disk that a VM sees, bytes.
     pub virtual_bytes: u64,

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use unasnap_protocol::control::{Colouring, VmState};
 use unasnap_protocol::guest::Prefix;
-use unasnap_protocol::household::{HostReport, NewNic, NewVm, Outcome, Replica, Task, VmClone};
+use unasnap_protocol::household::{HostReport, NewNic, NewVm, Outcome, Replica, Runner, Task, VmClone};
 use unasnap_protocol::name::Name;
 
 use super::household::{ask_one, other_answer};
@@ -26,6 +26,9 @@ pub struct CreateVm {
     /// What its disk begins with; `unasnap disk list` shows what there is
     #[arg(long)]
     base: Name,
+    /// Who runs it, qemu or virtualbox; the base is an image of its kind
+    #[arg(long, default_value = "qemu", value_parser = hypervisor)]
+    hypervisor: Runner,
     /// RAM, MiB
     #[arg(long, default_value_t = 512)]
     memory_mb: u64,
@@ -128,6 +131,14 @@ pub fn colouring(text: &str) -> std::result::Result<Way, String> {
     }
 }
 
+fn hypervisor(text: &str) -> std::result::Result<Runner, String> {
+    match text {
+        "qemu" => Ok(Runner::Qemu),
+        "virtualbox" => Ok(Runner::Virtualbox),
+        _ => Err("use qemu or virtualbox".to_owned()),
+    }
+}
+
 fn addresses(text: &str) -> std::result::Result<Card, String> {
     let all: std::result::Result<_, _> = text.split(',').map(str::parse::<Prefix>).collect();
     all.map(Card).map_err(|error| error.to_string())
@@ -178,6 +189,7 @@ fn planned(wanted: &CreateVm) -> Result<Vec<NewVm>> {
         append: wanted.append.clone(),
         colouring: wanted.colouring,
         nics: wanted.nics.clone(),
+        hypervisor: wanted.hypervisor,
     };
     wanted.count.map_or_else(|| Ok(vec![one.clone()]), |count| several(&one, count))
 }
@@ -299,6 +311,13 @@ mod tests {
         assert_eq!(later(address("fd00::ffff"), 2).unwrap(), address("fd00::1:1"));
         assert!(later(address("255.255.255.255"), 1).is_err());
         assert!(later(address("10.0.0.0/24"), 1).is_err(), "which of them?");
+    }
+
+    #[test]
+    fn every_hypervisor_has_its_word() {
+        assert_eq!(hypervisor("qemu"), Ok(Runner::default()));
+        assert_eq!(hypervisor("virtualbox"), Ok(Runner::Virtualbox));
+        assert!(hypervisor("VirtualBox").is_err());
     }
 
     #[test]

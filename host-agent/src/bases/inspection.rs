@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
+use unasnap_files::vdi::{self, Header, Kind};
 use unasnap_protocol::operator::RequestError;
 
 use crate::definition::ImageFormat;
@@ -40,6 +41,10 @@ struct Data {
 
 /// Format and size of an image on which VMs can be made. Its locks are respected: one that a VM writes is refused.
 pub(super) async fn inspect(path: &Path) -> Result<(ImageFormat, u64), RequestError> {
+    // A host of VirtualBox need not have QEMU's programs.
+    if let Some(header) = vdi::read(path).map_err(|error| refused(error.to_string()))? {
+        return judge_vdi(&header, path);
+    }
     let text = run("qemu-img", &["info", "--output=json", &path.to_string_lossy()]).await;
     let text =
         text.map_err(|error| refused(format!("{} cannot be a base: {}", path.display(), chain(&error))))?;
@@ -47,6 +52,20 @@ pub(super) async fn inspect(path: &Path) -> Result<(ImageFormat, u64), RequestEr
         internal(format!("what qemu-img says of {} is not understood: {error}", path.display()))
     })?;
     judge(&info, path)
+}
+
+fn judge_vdi(header: &Header, path: &Path) -> Result<(ImageFormat, u64), RequestError> {
+    let shown = path.display();
+    if header.kind == Kind::Difference || header.parent().is_some() {
+        let rest = header.parent().unwrap_or_default();
+        return Err(refused(format!(
+            "{shown} is only a part of an image, the rest is the disk {rest}: make it one file, `VBoxManage clonemedium`"
+        )));
+    }
+    match header.kind {
+        Kind::Dynamic | Kind::Fixed => Ok((ImageFormat::Vdi, header.virtual_bytes)),
+        other => Err(refused(format!("{shown} is a VDI of a kind that is not known here: {other:?}"))),
+    }
 }
 
 fn judge(info: &Info, path: &Path) -> Result<(ImageFormat, u64), RequestError> {

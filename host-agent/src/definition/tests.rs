@@ -41,9 +41,14 @@ fn each_refusal_names_the_key() {
         (GOOD.replace("fd00::/64", "fd00::/129"), "key `nic[0].addresses` is fd00::/129"),
         (GOOD.replace("br0", "br/0"), "key `nic[0].bridge`"),
         (GOOD.to_owned() + "[[disk]]\nimage='x.qcow2'\n", "key `disk[0].image` names"),
+        (GOOD.replace("kernel='k'", "machine='a.vbox'").replace("br0", ""), "key `nic[0].bridge` is "),
         (
-            GOOD.replace("kernel='k'", "machine='a.vbox'"),
-            "key `nic[0].bridge` is br0: VirtualBox's machine says this",
+            GOOD.replace("kernel='k'", "machine='a.vbox'") + "[[disk]]\nimage='k'\n",
+            "key `disk` is given: VirtualBox's machine says this",
+        ),
+        (
+            GOOD.to_owned() + "[[disk]]\nimage='k'\nformat='vdi'\n",
+            "key `disk[0].format` is vdi: QEMU's VMs have qcow2 and raw images",
         ),
         ("x".repeat(65 * 1024), "cannot read"),
     ];
@@ -52,6 +57,16 @@ fn each_refusal_names_the_key() {
         assert!(message.contains(words), "{message:?} lacks {words:?}");
         assert!(message.contains("vm.toml"), "{message:?} does not name the file");
     }
+}
+
+/// As unasnap writes it when it has made the machine.
+#[test]
+fn a_machine_may_have_cards_with_bridges() {
+    let folder = folder(&[("vm.toml", &GOOD.replace("kernel='k'", "machine='a.vbox'"))]);
+    let definition = VmDefinition::load(&folder.path().join("vm.toml")).unwrap();
+    assert_eq!(definition.nics[0].bridge, "br0");
+    let text = definition.to_toml().unwrap();
+    assert_eq!(VmDefinition::parse(&text, &folder.path().join("vm.toml")).unwrap(), definition);
 }
 
 #[test]

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use unasnap_protocol::control;
 use unasnap_protocol::guest::Prefix;
-use unasnap_protocol::household::{NewVm, VmClone};
+use unasnap_protocol::household::{NewVm, Runner, VmClone};
 use unasnap_protocol::name::Name;
 
 use super::Result;
 use crate::bases::{Bases, Known};
-use crate::definition::{Colouring, Disk, Nic, VmDefinition};
+use crate::definition::{Colouring, Disk, ImageFormat, Nic, VmDefinition};
+use crate::hypervisor::virtualbox::own_machine;
 use crate::members::Members;
 use crate::registry::{no_vm, refused};
 use crate::store::manifest::BaseImage;
@@ -26,13 +27,16 @@ pub(super) struct Plan {
 
 /// A VM on a base.
 pub(super) fn of_new(new: &NewVm, base: &Known, bases: &Bases, members: &Members) -> Result<Plan> {
+    fits(new, base)?;
+    let is_qemus = new.hypervisor == Runner::Qemu;
     let file = |path: &Option<String>| path.as_ref().map(|path| bases.resolve(path)).transpose();
+    let disk = || Disk { image: base.image.path.clone(), format: base.format };
     let mut definition = VmDefinition {
         name: new.name.clone(),
         deployment: new.deployment.clone(),
         memory_mb: new.memory_mb,
         cpus: new.cpus,
-        machine: None,
+        machine: (!is_qemus).then(|| own_machine(bases.state_dir(), &new.name)),
         kernel: file(&new.kernel)?,
         initrd: file(&new.initrd)?,
         append: new.append.clone(),
@@ -45,7 +49,8 @@ pub(super) fn of_new(new: &NewVm, base: &Known, bases: &Bases, members: &Members
         },
         // The host's administrator allows that, by hand.
         guest_access: Vec::new(),
-        disks: vec![Disk { image: base.image.path.clone(), format: base.format }],
+        // A machine of VirtualBox knows its own.
+        disks: if is_qemus { vec![disk()] } else { Vec::new() },
         nics: Vec::new(),
     };
     for nic in &new.nics {
@@ -56,15 +61,37 @@ pub(super) fn of_new(new: &NewVm, base: &Known, bases: &Bases, members: &Members
     Ok(Plan { definition, like: None, known: vec![base.image.clone()] })
 }
 
+/// Refuses what a hypervisor does not make a VM of.
+fn fits(new: &NewVm, base: &Known) -> Result<()> {
+    let (name, format) = (&new.base, base.format.label());
+    let is_vdi = base.format == ImageFormat::Vdi;
+    match new.hypervisor {
+        Runner::Qemu if is_vdi => Err(refused(format!(
+            "base {name} is a vdi image, and VMs of QEMU are made of qcow2 and raw ones: convert it (`qemu-img convert -O qcow2`) and \
+             preload that, or use --hypervisor virtualbox"
+        ))),
+        Runner::Virtualbox if !is_vdi => Err(refused(format!(
+            "base {name} is a {format} image, and VMs of VirtualBox are made of vdi ones: convert it (`qemu-img convert -O vdi`) and \
+             preload that, or use --hypervisor qemu"
+        ))),
+        Runner::Virtualbox if new.kernel.is_some() || new.initrd.is_some() || !new.append.is_empty() => {
+            let text = "VirtualBox boots no kernel of the host, only the disk: leave --kernel, --initrd and --append out";
+            Err(refused(text.to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A VM with the disks of another one.
-pub(super) fn of_clone(clone: &VmClone, members: &Members) -> Result<Plan> {
+pub(super) fn of_clone(clone: &VmClone, bases: &Bases, members: &Members) -> Result<Plan> {
     let Some(other) = members.get(&clone.of) else {
         return Err(no_vm(&clone.of));
     };
     let like = other.works().definition().clone();
-    if like.machine.is_some() {
+    let own = |name| own_machine(bases.state_dir(), name);
+    if like.machine.as_ref().is_some_and(|machine| *machine != own(&clone.of)) {
         return Err(refused(format!(
-            "VM {} is VirtualBox's: clone its machine with VirtualBox's own means",
+            "VM {} has a machine of VirtualBox that was made by hand: clone it with VirtualBox's own means",
             clone.of
         )));
     }
@@ -72,7 +99,8 @@ pub(super) fn of_clone(clone: &VmClone, members: &Members) -> Result<Plan> {
     if state != control::VmState::Stopped {
         return Err(refused(format!("VM {} is not stopped: a clone has what its disks hold then", clone.of)));
     }
-    let definition = differing(&like, clone, members)?;
+    let mut definition = differing(&like, clone, members)?;
+    definition.machine = like.machine.as_ref().map(|_| own(&clone.name));
     Ok(Plan { definition, like: Some(like), known: Vec::new() })
 }
 
@@ -126,7 +154,7 @@ fn derive_macs(vm: &mut VmDefinition, members: &Members) {
     }
 }
 
-/// In the range that QEMU's VMs have.
+/// In the range that QEMU's VMs have by themselves.
 fn mac(vm: &Name, card: usize, attempt: u32) -> String {
     let digest = blake3::hash(format!("{vm}/{card}/{attempt}").as_bytes());
     let [one, two, three, ..] = digest.as_bytes();

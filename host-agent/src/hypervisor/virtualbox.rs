@@ -6,12 +6,14 @@
 //! | `calls` | one call of VBoxManage: bounded, and what its answer means |
 //! | `config` | the `[virtualbox]` part of `host.toml` |
 //! | `info` | `showvminfo` |
+//! | `making` | machines that unasnap makes, clones and deletes |
 //! | `manage` | what is asked of VirtualBox about one machine |
+//! | `media` | a base that machines share |
 //! | `machine` | which files belong to a cut; into a local snapshot and out of it |
 //! | `record` | what is remembered between two lives of the host agent |
 //! | `vm` | one machine that runs: prepare, cut, save, discard |
 //!
-//! The operator makes the machine; unasnap starts, snapshots and restores it. A cut is a snapshot of VirtualBox whose files are
+//! The operator makes the machine, or unasnap does, on a base that several share; unasnap starts, snapshots and restores it. A cut is a snapshot of VirtualBox whose files are
 //! copied into the local snapshot and which is deleted then, so that nothing of unasnap's grows in VirtualBox, and a local snapshot
 //! needs nothing of VirtualBox but the bases of its disks. A restore lets VirtualBox forget the machine, puts the files in their
 //! places and registers it again: the same on the host where it was and on any other.
@@ -30,6 +32,7 @@ pub use self::config::VirtualBoxConfig;
 use self::info::{Info, State};
 use self::machine::{BASE, Layout, Machine, SETTINGS_FILE};
 use self::manage::Manage;
+pub use self::record::own_machine;
 use self::record::{Record, VmFolder};
 use self::vm::{Stage, VirtualBoxVm};
 use super::process::Process;
@@ -43,7 +46,9 @@ pub mod calls;
 mod config;
 pub mod info;
 pub mod machine;
+mod making;
 pub mod manage;
+pub mod media;
 mod record;
 mod vm;
 
@@ -78,9 +83,12 @@ impl VirtualBox {
     /// # Errors
     /// As there.
     pub async fn with_calls(
-        config: VirtualBoxConfig,
+        mut config: VirtualBoxConfig,
         calls: Arc<dyn Calls>,
     ) -> Result<Self, HypervisorError> {
+        // VirtualBox's service has a working directory of its own.
+        config.state_dir =
+            config.state_dir.canonicalize().map_err(HypervisorError::file("resolve", &config.state_dir))?;
         let arguments = ["--version"];
         let answer = calls.call("(any)", &arguments, UNLOCK_LIMIT).await?.success("(any)", &arguments)?;
         let facts = Facts {
@@ -120,7 +128,9 @@ impl VirtualBox {
         let incarnation = last.as_ref().map_or(incarnation, |last| incarnation.max(last.incarnation));
         let bases = last.map(|last| last.bases).unwrap_or_default();
         let uuid = manage.uuid().to_owned();
-        let record = Record { uuid, incarnation, awaits_resume: false, fenced: false, paused: false, bases };
+        let made = folder.owns(vm);
+        let record =
+            Record { uuid, incarnation, awaits_resume: false, fenced: false, paused: false, bases, made };
         folder.write(&record)?;
         prepare_socket(&info)?;
         manage.start().await?;
@@ -197,6 +207,7 @@ impl VirtualBox {
             fenced: false,
             paused: false,
             bases: Vec::new(),
+            made: self.folder(&vm.name).owns(vm),
         });
         let mut adopted = self.vm(vm, manage, machine, record, &info);
         match adopted.discard_cut().await {
@@ -239,10 +250,14 @@ impl VirtualBox {
             manage.unlocked(UNLOCK_LIMIT).await?;
             manage.unregister().await?;
         }
+        let made = folder.owns(vm);
+        for base in bases.iter().filter(|_| made) {
+            manage.free(&base.path).await?;
+        }
         let (placed, from, at) = (machine.clone(), saved.folder.to_owned(), layout.clone());
         let placing = tokio::task::spawn_blocking(move || {
             placed.remove_own()?;
-            placed.lay_out(&from, &at)
+            placed.lay_out(&from, &at, made)
         });
         let lost = |error| HypervisorError::file("fill", machine.folder())(std::io::Error::other(error));
         placing.await.map_err(lost)??;
@@ -253,6 +268,7 @@ impl VirtualBox {
             fenced: false,
             paused: false,
             bases,
+            made,
         };
         folder.write(&record)?;
         manage.register(&machine.vbox, &disks(&machine, &layout)).await?;
@@ -288,18 +304,6 @@ impl VirtualBox {
         }
         record.awaits_resume = false;
         folder.write(&record)
-    }
-
-    /// The machine itself is the operator's, and stays.
-    async fn forget_vm(&self, vm: &Name) -> Result<(), HypervisorError> {
-        let folder = self.folder(vm);
-        if let Some(record) = folder.read()? {
-            let manage = self.manage(vm, record.uuid);
-            if manage.find().await?.is_some_and(|info| info.state.is_alive()) {
-                return Err(manage.wrong_state("delete", "it runs".to_owned()));
-            }
-        }
-        folder.remove()
     }
 
     /// Kills the process of a machine of this VirtualBox.
@@ -383,9 +387,8 @@ impl Hypervisor for VirtualBox {
         Box::pin(self.destroy_vm(vm))
     }
 
-    fn make<'a>(&'a self, vm: &'a VmDefinition, _: Ground<'a>, _: u64) -> Pending<'a, ()> {
-        let what = format!("VM {} is VirtualBox's: make its machine with VirtualBox's own means", vm.name);
-        Box::pin(async move { Err(HypervisorError::Unsupported { what }) })
+    fn make<'a>(&'a self, vm: &'a VmDefinition, ground: Ground<'a>, incarnation: u64) -> Pending<'a, ()> {
+        Box::pin(self.make_vm(vm, ground, incarnation))
     }
 
     fn forget<'a>(&'a self, vm: &'a Name) -> Pending<'a, ()> {
@@ -397,8 +400,9 @@ impl Hypervisor for VirtualBox {
         Box::pin(async move { Err(HypervisorError::Unsupported { what }) })
     }
 
-    /// Its `.vbox` knows them.
-    fn disk_files(&self, _: &VmDefinition) -> Result<Vec<Vec<PathBuf>>, HypervisorError> {
-        Ok(Vec::new())
+    /// Its `.vbox` knows them. Where none is yet, a restore brings it.
+    fn disk_files(&self, vm: &VmDefinition) -> Result<Vec<Vec<PathBuf>>, HypervisorError> {
+        let machine = machine(vm)?;
+        if machine.vbox.exists() { machine.disks() } else { Ok(Vec::new()) }
     }
 }

@@ -37,6 +37,10 @@ async fn make(call: &Call) -> Result<(), HypervisorError> {
         ["showmediuminfo", "disk", path] => manage.show(path).await,
         // Of the host, not of a machine.
         ["--version"] => return Ok(()),
+        // Steps to a machine on a shared base, which `making.rs` has in their order.
+        ["createvm" | "storagectl" | "storageattach" | "modifymedium" | "closemedium" | "list", ..] => {
+            return call.answer.clone().success("web", &arguments).map(drop);
+        }
         other => panic!("{}: the driver makes no such call: {other:?}", call.name),
     };
     assert!(replay.left.lock().unwrap().is_empty(), "{}: not made", call.name);

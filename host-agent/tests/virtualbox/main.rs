@@ -6,10 +6,15 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod answers;
+#[path = "../transfer/authority.rs"]
+mod authority;
 mod cuts;
+mod household;
 mod lives;
+mod making;
 mod program;
 mod real;
 mod recorded;
+mod shared;
 mod simulated;
 mod support;

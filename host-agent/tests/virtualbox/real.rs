@@ -1,16 +1,18 @@
 //! The real VirtualBox: `UNASNAP_TEST_VIRTUALBOX` names a VBoxManage, `UNASNAP_TEST_VIRTUALBOX_DIR` a folder that it sees under the same
 //! path. Without its kernel module machines are interpreted, which is slow and correct.
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::virtualbox::calls::{Calls, VBoxManage};
-use unasnap_host::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig};
-use unasnap_host::hypervisor::{Hypervisor, HypervisorError, InPause, SavedVm, VmState};
+use unasnap_host::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig, own_machine};
+use unasnap_host::hypervisor::{Ground, Hypervisor, HypervisorError, InPause, SavedVm, VmState};
 use unasnap_host::store::Store;
-use unasnap_host::store::manifest::Identity;
+use unasnap_host::store::manifest::{BaseImage, Identity, Manifest};
 use unasnap_host::store::space::Limits;
 
 use crate::support::name;
@@ -35,21 +37,31 @@ struct Real {
 impl Drop for Real {
     /// A test that fails leaves no machine running.
     fn drop(&mut self) {
-        let mut off = std::process::Command::new(&self.config.vboxmanage);
-        off.args(["controlvm", "run", "poweroff"]).stdout(Stdio::null()).stderr(Stdio::null());
-        off.envs(self.config.user_home.as_ref().map(|home| ("VBOX_USER_HOME", home)));
-        off.envs(self.config.ipc_socket_id.as_ref().map(|id| ("VBOX_IPC_SOCKETID", id)));
-        let _ = off.status();
+        let order = |arguments: &[&str]| {
+            let mut order = std::process::Command::new(&self.config.vboxmanage);
+            order.args(arguments).stderr(Stdio::null());
+            order.envs(self.config.user_home.as_ref().map(|home| ("VBOX_USER_HOME", home)));
+            order.envs(self.config.ipc_socket_id.as_ref().map(|id| ("VBOX_IPC_SOCKETID", id)));
+            let answer = order.output().map(|output| output.stdout).unwrap_or_default();
+            String::from_utf8_lossy(&answer).into_owned()
+        };
+        for line in order(&["list", "runningvms"]).lines() {
+            let uuid = line.rsplit_once('{').and_then(|(_, end)| end.strip_suffix('}'));
+            uuid.map(|uuid| order(&["controlvm", uuid, "poweroff"]));
+        }
     }
 }
 
 impl Real {
     fn new(name: &str, folder: &Path) -> Self {
+        // The service of the test before lives on for some seconds, with another home.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (count, process) = (COUNT.fetch_add(1, Ordering::Relaxed), std::process::id());
         let state_dir = folder.join(name);
         std::fs::create_dir(&state_dir).unwrap();
         let config = VirtualBoxConfig {
             user_home: Some(state_dir.join("home")),
-            ipc_socket_id: Some(format!("unasnap{}{name}", std::process::id())),
+            ipc_socket_id: Some(format!("unasnap{process}-{count}")),
             state_dir,
             vboxmanage: variable("UNASNAP_TEST_VIRTUALBOX"),
             execution_engine: Some("recompiler".to_owned()),
@@ -202,6 +214,133 @@ async fn a_real_machine_is_snapshotted_and_restored() {
     let driver = VirtualBox::open(there.config.clone()).await.unwrap();
     there.restores(&driver, &there.definition(), saved).await;
     store.verify(&name("s1"), &definition.name).unwrap();
+}
+
+/// A guest that writes: it counts its starts in the second sector of its disk, and says the number on its first serial port, again and
+/// again. `mov ax,0x201; mov cx,2; mov dh,0; push 0; pop es; mov bx,0x7e00; int 0x13; inc byte [es:bx]; mov ax,0x301; int 0x13; mov
+/// al,[es:bx]; mov dx,0x3f8; again: out dx,al; jmp again`.
+fn counting_disk() -> Vec<u8> {
+    let mut disk = boot_disk();
+    let code = [
+        0xb8, 0x01, 0x02, 0xb9, 0x02, 0x00, 0xb6, 0x00, 0x6a, 0x00, 0x07, 0xbb, 0x00, 0x7e, 0xcd, 0x13, 0x26,
+        0xfe, 0x07, 0xb8, 0x01, 0x03, 0xcd, 0x13, 0x26, 0x8a, 0x07, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xfd,
+    ];
+    disk[..code.len()].copy_from_slice(&code);
+    disk
+}
+
+impl Real {
+    fn own(&self, vm: &str) -> VmDefinition {
+        let machine = own_machine(&self.config.state_dir, &name(vm));
+        let text = format!("name='{vm}'\ndeployment='d'\nmemory_mb=32\nmachine='{}'\n", machine.display());
+        VmDefinition::parse(&text, "test".as_ref()).unwrap()
+    }
+
+    /// Starts a machine and ends it when it has said how often it was started.
+    async fn starts(&self, driver: &VirtualBox, vm: &VmDefinition) -> u8 {
+        let said = self.folder.join("counter");
+        let _ = std::fs::remove_file(&said);
+        let port = format!("--uart1 0x3F8 4 --uart-mode1 file {}", said.display());
+        self.order(&format!(
+            "modifyvm {} {port} --vram 8 --graphicscontroller vboxvga",
+            uuid(&self.machine(vm))
+        ))
+        .await;
+        drop(driver.start(vm, 1).await.unwrap());
+        for _ in 0..600 {
+            if let Some(number) = std::fs::read(&said).unwrap_or_default().last() {
+                driver.destroy(&vm.name).await.unwrap();
+                return *number;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the guest says nothing");
+    }
+
+    /// Of a machine that runs for that, and is off then.
+    async fn snapshot(&self, driver: &VirtualBox, vm: &VmDefinition, store: &Store) -> Manifest {
+        let mut running = driver.start(vm, 1).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let draft = store.begin(&name("s1"), &vm.name).unwrap();
+        running.prepare_cut(draft.folder()).await.unwrap();
+        running.cut(InPause::nothing()).await.unwrap();
+        let saved = running.save().await.unwrap();
+        let identity =
+            Identity { snapshot: name("s1"), deployment: name("d"), epoch: 1, definition: vm.clone() };
+        store.finish(&draft, identity, saved).unwrap();
+        // VirtualBox may hang when it is told to end a machine whose disks it merges.
+        running.discard_cut().await.unwrap();
+        self.merged(vm).await;
+        driver.destroy(&vm.name).await.unwrap();
+        store.verify(&name("s1"), &vm.name).unwrap()
+    }
+
+    /// Waits until VirtualBox lists no cut of this machine.
+    async fn merged(&self, vm: &VmDefinition) {
+        let lists_a_cut =
+            || std::fs::read_to_string(self.machine(vm)).map_or(true, |text| text.contains("unasnap cut"));
+        for _ in 0..300 {
+            if !lists_a_cut() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("VirtualBox still has the snapshot of a cut");
+    }
+
+    fn machine(&self, vm: &VmDefinition) -> PathBuf {
+        own_machine(&self.config.state_dir, &vm.name)
+    }
+}
+
+/// As the simulated one has it: made on a base, cloned, snapshotted, and deleted, the machine that first had the base first.
+#[tokio::test]
+async fn real_machines_share_a_base() {
+    let scratch = tempfile::tempdir_in(variable("UNASNAP_TEST_VIRTUALBOX_DIR")).unwrap();
+    let here = Real::new("a", scratch.path());
+    let (raw, image) = (scratch.path().join("boot.img"), scratch.path().join("base.vdi"));
+    std::fs::write(&raw, counting_disk()).unwrap();
+    here.order(&format!("convertfromraw {} {} --format VDI", raw.display(), image.display())).await;
+    std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o444)).unwrap();
+    let content = std::fs::read(&image).unwrap();
+    let driver = VirtualBox::open(here.config.clone()).await.unwrap();
+    let meta = std::fs::metadata(&image).unwrap();
+    let base = BaseImage {
+        path: image.clone(),
+        size: meta.size(),
+        modified: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+        blake3: blake3::hash(&content).to_hex().to_string(),
+    };
+    let (one, two, twin) = (here.own("one"), here.own("two"), here.own("twin"));
+    for vm in [&one, &two] {
+        driver.make(vm, Ground::Bases(std::slice::from_ref(&base)), 1).await.unwrap();
+    }
+    assert_eq!(here.starts(&driver, &one).await, 1);
+    driver.make(&twin, Ground::DisksOf(&one), 1).await.unwrap();
+    driver.forget(&one.name).await.unwrap();
+    assert_eq!(here.starts(&driver, &twin).await, 2);
+    assert_eq!(here.starts(&driver, &two).await, 1, "they see each other's disk");
+
+    // Restored beside others; and there is room for one more.
+    let store = Store::open(&here.config.state_dir, Limits::default()).unwrap();
+    let manifest = here.snapshot(&driver, &two, &store).await;
+    let folder = store.vm_folder(&name("s1"), &two.name);
+    let saved = SavedVm { folder: &folder, manifest: &manifest };
+    let mut restored = driver.restore(&two, saved, 2).await.unwrap();
+    restored.resume().await.unwrap();
+    assert_eq!(restored.state().await.unwrap(), VmState::Running);
+    here.merged(&two).await;
+    drop(restored);
+    driver.destroy(&two.name).await.unwrap();
+    driver.make(&one, Ground::Bases(std::slice::from_ref(&base)), 1).await.unwrap();
+    assert_eq!((here.starts(&driver, &one).await, here.starts(&driver, &two).await), (1, 3));
+    driver.forget(&one.name).await.unwrap();
+    for vm in [&two, &twin] {
+        driver.forget(&vm.name).await.unwrap();
+    }
+    assert_eq!(std::fs::read_dir(here.config.state_dir.join("vms")).unwrap().count(), 0);
+    assert!(!here.order("list vms").await.contains('{'), "VirtualBox still has a machine");
+    assert!(std::fs::read(&image).unwrap() == content, "the base was written");
 }
 
 fn variable(name: &str) -> PathBuf {

@@ -142,6 +142,27 @@ pub const GROUPS: &[Group] = &[
     },
     Group { name: "qemu", program: Program::Host, what: "a QEMU made or ended", steps: &["spawn", "kill"] },
     Group {
+        name: "vbox",
+        program: Program::Host,
+        what: "a call of VBoxManage about machines and disks, with its answer",
+        steps: &[
+            "showvminfo",
+            "list",
+            "createvm",
+            "registervm",
+            "unregistervm",
+            "modifyvm",
+            "storagectl",
+            "storageattach",
+            "closemedium",
+            "showmediuminfo",
+            "startvm",
+            "controlvm",
+            "discardstate",
+            "snapshot",
+        ],
+    },
+    Group {
         name: "tool",
         program: Program::Host,
         what: "a program of the host run to its end",
@@ -176,5 +197,12 @@ pub const GROUPS: &[Group] = &[
 /// Is there such a step?
 #[must_use]
 pub fn is_listed(group: &str, step: &str) -> bool {
-    GROUPS.iter().any(|known| known.name == group && known.steps.contains(&step))
+    find(group, step).is_some()
+}
+
+/// The step of this name, if there is one.
+#[must_use]
+pub fn find(group: &str, step: &str) -> Option<&'static str> {
+    let steps = GROUPS.iter().find(|known| known.name == group)?.steps;
+    steps.iter().copied().find(|known| *known == step)
 }

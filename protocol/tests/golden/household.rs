@@ -22,6 +22,7 @@ pub fn tasks() -> Vec<Task> {
         append: "quiet".to_owned(),
         colouring: Some(Colouring::Guest),
         nics: vec![nic],
+        hypervisor: Runner::Virtualbox,
     };
     let clone = VmClone {
         of: name("vm1"),

@@ -113,11 +113,15 @@ const ELSEWHERE: [&str; 3] = [
     "said to a third transfer, and to whom nothing is given; `host-agent/tests/transfer` has both",
 ];
 
+/// Why no row makes calls of VBoxManage.
+const VIRTUALBOX: &str = "all VMs here are QEMU's; `host-agent/tests/virtualbox` lets every call fail";
+
 /// Why no row reaches a step.
 #[must_use]
 pub fn reason(group: &str, step: &str) -> Option<&'static str> {
     let (name, [coordinator, host, given]) = (format!("{group}.{step}"), ELSEWHERE);
     match (group, step) {
+        ("vbox", _) => Some(VIRTUALBOX),
         ("journal", "copies" | "home") | ("order", "Fetch" | "Evict") => Some(coordinator),
         ("give", "Busy" | "Refused") => Some(given),
         ("seek", "Open" | "Read") | ("give", _) | ("store", "receive" | "accept") => Some(host),

@@ -31,7 +31,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use unasnap_protocol::guest::Prefix;
-use unasnap_protocol::household::{NewNic, NewVm};
+use unasnap_protocol::household::{NewNic, NewVm, Runner};
 use unasnap_protocol::name::Name;
 use unasnap_protocol::placement::Algorithm;
 
@@ -257,6 +257,7 @@ impl Group {
             append: self.append.clone(),
             colouring: colouring(&self.colouring).map_err(|error| self.wrong(&error))?,
             nics: self.nic.iter().map(nic).collect::<Result<_>>()?,
+            hypervisor: Runner::Qemu,
         })
     }
 }

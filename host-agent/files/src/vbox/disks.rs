@@ -2,22 +2,19 @@
 //! shared (multiattach, linked clones).
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use unasnap_protocol::files::FileRole;
 
 use super::settings::Settings;
-use super::uuid::Uuid;
 use crate::error::FilesError;
 use crate::listing::names_in;
 use crate::place::Place;
+use crate::uuid::Uuid;
+use crate::vdi;
 
 /// Most machines beside this one whose registries are looked at.
 const MAX_NEIGHBOURS: usize = 512;
-/// Signature of a VDI at byte 64, little-endian.
-const VDI_SIGNATURE: u32 = 0xbeda_107f;
 
 /// A disk.
 #[derive(Debug)]
@@ -150,11 +147,11 @@ impl Disks {
     /// Takes in a disk that the machine's registry does not list. Its parent is lost until it is looked for.
     fn adopt(&mut self, uuid: Uuid) -> Option<usize> {
         let differences = self.snapshot_folder.join(format!("{}.vdi", uuid.braced()));
-        if let Some((own, parent)) = vdi_uuids(&differences)
-            && own == uuid
+        if let Ok(Some(header)) = vdi::read(&differences)
+            && header.uuid == Some(uuid)
         {
             let place = Place::new(&self.folder, &self.folder, &differences);
-            return Some(self.add(uuid, place, false, parent.map_or(Parent::None, Parent::Lost)));
+            return Some(self.add(uuid, place, false, header.parent.map_or(Parent::None, Parent::Lost)));
         }
         if self.neighbours.is_none() {
             self.neighbours = Some(self.look_around());
@@ -183,20 +180,13 @@ impl Disks {
     }
 }
 
-/// UUID of a VDI and of the disk whose differences it holds, as its header says. `None` for anything else.
-fn vdi_uuids(path: &Path) -> Option<(Uuid, Option<Uuid>)> {
-    if !path.metadata().ok()?.is_file() {
-        return None;
-    }
-    let mut header = [0; 440];
-    File::open(path).ok()?.read_exact(&mut header).ok()?;
-    let signature = u32::from_le_bytes(header[64..68].try_into().ok()?);
-    let major = u16::from_le_bytes(header[70..72].try_into().ok()?);
-    if signature != VDI_SIGNATURE || major != 1 {
-        return None;
-    }
-    let own = Uuid::from_header(header[392..408].try_into().ok()?)?;
-    Some((own, Uuid::from_header(header[424..440].try_into().ok()?)))
+/// The settings of the machine of this folder. A VirtualBox that is newer than a machine keeps what it finds as
+/// `NAME-1.19-linux.vbox`, beside those that it writes.
+fn settings_in(folder: &Path) -> Option<PathBuf> {
+    let names = names_in(folder).unwrap_or_default().into_iter();
+    let all =
+        names.map(|name| folder.join(name)).filter(|path| path.extension().is_some_and(|end| end == "vbox"));
+    all.max_by_key(|path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok())
 }
 
 /// The settings of the machine of this folder. A VirtualBox that is newer than a machine keeps what it has found as

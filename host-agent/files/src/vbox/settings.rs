@@ -10,8 +10,8 @@ use quick_xml::XmlVersion;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::reader::Reader;
 
-use super::uuid::Uuid;
 use crate::error::FilesError;
+use crate::uuid::Uuid;
 
 /// Largest `.vbox` that is read, bytes: a thousand snapshots, indented as deep as VirtualBox nests them, take 20 MB.
 pub const MAX_BYTES: u64 = 64 << 20;

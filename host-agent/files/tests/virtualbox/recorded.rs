@@ -1,5 +1,6 @@
 //! What VirtualBox wrote.
 
+use unasnap_files::vbox::attached;
 use unasnap_protocol::files::FileRole;
 
 use crate::support::{data, paths, recorded};
@@ -19,6 +20,17 @@ fn the_minimal_set_is_the_one_with_which_virtualbox_resumed() {
     assert!(report.missing.is_empty());
     // Nothing of the folder is forgotten.
     assert_eq!(report.needed.len() + report.not_needed.len(), data("moved.tree").lines().count());
+}
+
+#[test]
+fn what_is_attached_now_and_to_each_snapshot() {
+    let folder = recorded("branch", "branch.vbox");
+    let attached = attached(&folder.path("branch.vbox")).unwrap();
+    let report = folder.track("branch.vbox", Some("S5")).unwrap();
+    let of = |uuid: &str| attached.snapshots[uuid].iter().map(|disk| format!("Snapshots/{{{disk}}}.vdi"));
+    let needed = paths!(report.needed);
+    assert!(of(report.target.as_ref().unwrap()).all(|place| needed.contains(&place)));
+    assert_eq!((attached.now.len(), attached.snapshots.len()), (2, report.snapshots.len()));
 }
 
 #[test]

@@ -11,9 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::process::Command;
+use unasnap_fault_points::points;
 
 use super::super::{HypervisorError, Pending};
 use super::VirtualBoxConfig;
+use crate::fault_point;
 
 /// Most bytes of an answer that are read.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
@@ -149,6 +151,18 @@ impl VBoxManage {
 
 impl Calls for VBoxManage {
     fn call<'a>(&'a self, vm: &'a str, arguments: &'a [&'a str], limit: Duration) -> Pending<'a, Answer> {
-        Box::pin(self.run(vm, arguments, limit))
+        Box::pin(async move {
+            let step = arguments.first().and_then(|verb| points::find("vbox", verb));
+            // What is asked of no machine and no disk is no point.
+            let Some(step) = step else { return self.run(vm, arguments, limit).await };
+            let failed = |error: std::io::Error| HypervisorError::Tool {
+                command: shown(arguments),
+                reason: error.to_string(),
+            };
+            fault_point::before("vbox", step).await.map_err(failed)?;
+            let answer = self.run(vm, arguments, limit).await?;
+            fault_point::after("vbox", step).await.map_err(failed)?;
+            Ok(answer)
+        })
     }
 }

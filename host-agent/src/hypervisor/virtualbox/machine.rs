@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
-use unasnap_files::vbox;
+use unasnap_files::{vbox, vdi};
 use unasnap_protocol::files::{FileReport, FileRole as Tracked, NeededFile, SnapshotNode};
 
 use super::super::HypervisorError;
@@ -87,6 +87,38 @@ impl Machine {
         let is_below = |base: &NeededFile| needed.iter().any(|file| file.parent.as_ref() == Some(&base.path));
         let bases = needed.iter().filter(|file| file.role == Tracked::BaseDisk && !is_below(file));
         Ok(bases.map(|base| base.path.clone()).collect())
+    }
+
+    /// The files of each disk as it is now, from the base upwards.
+    pub fn disks(&self) -> Result<Vec<Vec<PathBuf>>, HypervisorError> {
+        let report = self.track(None)?;
+        let is_disk = |role: Tracked| matches!(role, Tracked::BaseDisk | Tracked::DifferenceDisk);
+        if let Some(lost) = report.missing.iter().find(|file| is_disk(file.role)) {
+            return Err(unsupported(format!("{} lacks {}: {}", self.vbox.display(), lost.path, lost.why)));
+        }
+        let disks: Vec<&NeededFile> = report.needed.iter().filter(|file| is_disk(file.role)).collect();
+        let is_below =
+            |file: &NeededFile| disks.iter().any(|other| other.parent.as_ref() == Some(&file.path));
+        let mut chains = Vec::new();
+        for top in disks.iter().filter(|file| !is_below(file)) {
+            let (mut chain, mut next) = (Vec::new(), Some(top));
+            while let Some(file) = next {
+                chain.insert(0, self.folder().join(&file.path));
+                next = disks.iter().find(|other| Some(&other.path) == file.parent.as_ref());
+            }
+            chains.push(chain);
+        }
+        Ok(chains)
+    }
+
+    /// Has the settings of a machine that VirtualBox does not know yet tell of a base that it shares.
+    pub fn tell_of(&self, base: &Path) -> Result<(), HypervisorError> {
+        let listed = listed(base, base.to_string_lossy().into_owned())?;
+        let listed = listed.ok_or_else(|| unsupported(format!("{} is no VDI", base.display())))?;
+        let text = std::fs::read_to_string(&self.vbox).map_err(HypervisorError::file("read", &self.vbox))?;
+        let text = vbox::with_registry(&text, &[listed])
+            .map_err(|why| unsupported(format!("{} is damaged: {why}", self.vbox.display())))?;
+        std::fs::write(&self.vbox, text).map_err(HypervisorError::file("write", &self.vbox))
     }
 
     /// Refuses a machine of which a cut would not hold everything.
@@ -197,11 +229,13 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts the files of a local snapshot in their places; the `.vbox` comes last.
-    pub fn lay_out(&self, saved: &Path, layout: &Layout) -> Result<(), HypervisorError> {
+    /// Puts the files of a local snapshot in their places; the `.vbox` comes last. Its registry is written anew where the machine
+    /// `shares` its bases.
+    pub fn lay_out(&self, saved: &Path, layout: &Layout, shares: bool) -> Result<(), HypervisorError> {
         let settings = self.vbox.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let settings = (SETTINGS_FILE.to_owned(), settings);
         let wanted = AtomicBool::new(false);
+        let own = if shares { self.with_own_registry(saved, layout)? } else { None };
         for (name, place) in layout.places.iter().chain([&settings]) {
             if !is_inside(place) || !is_inside(name) {
                 return Err(unsupported(format!(
@@ -213,9 +247,42 @@ impl Machine {
             std::fs::create_dir_all(folder).map_err(HypervisorError::file("create", folder))?;
             files::remove_if_there(&to).map_err(HypervisorError::file("delete", &to))?;
             // VirtualBox will change or delete what it is given, and the snapshot stays as it is.
-            copy(&from, &to, &wanted).map_err(HypervisorError::file("copy", &from))?;
+            let put = match &own {
+                Some(text) if *name == SETTINGS_FILE => std::fs::write(&to, text),
+                _ => copy(&from, &to, &wanted),
+            };
+            put.map_err(HypervisorError::file("copy", &from))?;
         }
         Ok(())
+    }
+
+    /// The settings of a local snapshot, which tell of the bases and of this machine's disks, whatever other machines do. `None`
+    /// where the machine has snapshots beside the cut, which only the settings as they are can tell of.
+    fn with_own_registry(&self, saved: &Path, layout: &Layout) -> Result<Option<String>, HypervisorError> {
+        let mut disks = Vec::new();
+        let bases = layout.bases.iter().map(|place| (self.folder().join(place), place));
+        let differences = layout.places.iter().map(|(name, place)| (saved.join(name), place));
+        for (file, place) in bases.chain(differences) {
+            // Saved RAM is no disk.
+            disks.extend(listed(&file, place.clone())?);
+        }
+        let path = saved.join(SETTINGS_FILE);
+        let attached = vbox::attached(&path).map_err(|error| unsupported(error.to_string()))?;
+        let is_listed = |uuid: &String, disks: &[vbox::Listed]| disks.iter().any(|disk| disk.uuid == *uuid);
+        // What the machine wrote after the cut is no part of it, and VirtualBox wants to have heard of it all the same.
+        let cut = attached.snapshots.get(&layout.snapshot).into_iter().flatten();
+        for (now, below) in attached.now.iter().zip(cut) {
+            if !is_listed(now, &disks) {
+                let (parent, location) = (Some(below.clone()), format!("Snapshots/{{{now}}}.vdi"));
+                disks.push(vbox::Listed { uuid: now.clone(), parent, location });
+            }
+        }
+        if !attached.snapshots.values().flatten().all(|uuid| is_listed(uuid, &disks)) {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?;
+        let text = vbox::with_registry(&text, &disks);
+        text.map(Some).map_err(|why| unsupported(format!("{} is damaged: {why}", path.display())))
     }
 }
 
@@ -230,6 +297,14 @@ impl Layout {
         let parsed: Result<Self, _> = serde_json::from_slice(&text);
         parsed.map_err(io::Error::from).map_err(HypervisorError::file("understand", &path))
     }
+}
+
+/// A disk as a registry has it; `None` for another file.
+fn listed(file: &Path, location: String) -> Result<Option<vbox::Listed>, HypervisorError> {
+    let header = vdi::read(file).map_err(|error| unsupported(error.to_string()))?;
+    let Some(header) = header else { return Ok(None) };
+    let uuid = header.uuid().ok_or_else(|| unsupported(format!("{} has no UUID", file.display())))?;
+    Ok(Some(vbox::Listed { uuid, parent: header.parent(), location }))
 }
 
 fn is_cut(node: &SnapshotNode) -> bool {

@@ -58,6 +58,16 @@ impl Manage {
         self.ask(arguments, limit).await?.success(&self.vm, arguments)
     }
 
+    /// A question that has an answer.
+    pub(super) async fn question(&self, arguments: &[&str]) -> Result<Answer, HypervisorError> {
+        self.order(arguments, ASK_LIMIT).await
+    }
+
+    /// Changes something that needs no time.
+    pub(super) async fn change(&self, arguments: &[&str]) -> Result<(), HypervisorError> {
+        self.order(arguments, CONTROL_LIMIT).await.map(drop)
+    }
+
     /// What it is and does; `None` when VirtualBox does not know it.
     ///
     /// # Errors

@@ -25,27 +25,46 @@ pub struct Record {
     pub paused: bool,
     /// The bases of its disks, once their digests are known.
     pub bases: Vec<BaseImage>,
+    /// The machine is unasnap's own: it goes with the VM.
+    #[serde(default)]
+    pub made: bool,
+}
+
+/// The `.vbox` of a machine that unasnap makes: VirtualBox calls folder and file as the machine.
+#[must_use]
+pub fn own_machine(state_dir: &Path, vm: &Name) -> PathBuf {
+    VmFolder::new(state_dir, vm).machine()
 }
 
 /// `<state_dir>/vms/<name>/`.
 #[derive(Debug, Clone)]
-pub struct VmFolder(PathBuf);
+pub struct VmFolder {
+    path: PathBuf,
+    machine: PathBuf,
+}
 
 impl VmFolder {
     /// Of this VM.
     #[must_use]
     pub fn new(state_dir: &Path, vm: &Name) -> Self {
-        Self(state_dir.join("vms").join(vm.as_str()))
+        let path = state_dir.join("vms").join(vm.as_str());
+        Self { machine: path.join(format!("{vm}.vbox")), path }
+    }
+
+    /// See [`own_machine`].
+    #[must_use]
+    pub fn machine(&self) -> PathBuf {
+        self.machine.clone()
     }
 
     /// Where the guest channel is, if the machine has none of its own.
     #[must_use]
     pub fn guest_channel(&self) -> PathBuf {
-        self.0.join("guest.sock")
+        self.path.join("guest.sock")
     }
 
     fn record(&self) -> PathBuf {
-        self.0.join("virtualbox.json")
+        self.path.join("virtualbox.json")
     }
 
     /// Reads the record; `None` when the VM never ran here.
@@ -67,7 +86,7 @@ impl VmFolder {
     /// # Errors
     /// The file system's.
     pub fn remove(&self) -> Result<(), HypervisorError> {
-        remove_folder(&self.0).map_err(HypervisorError::file("delete", &self.0))
+        remove_folder(&self.path).map_err(HypervisorError::file("delete", &self.path))
     }
 
     /// Replaces the record, durably.
@@ -75,7 +94,7 @@ impl VmFolder {
     /// # Errors
     /// The file system's.
     pub fn write(&self, record: &Record) -> Result<(), HypervisorError> {
-        std::fs::create_dir_all(&self.0).map_err(HypervisorError::file("create", &self.0))?;
+        std::fs::create_dir_all(&self.path).map_err(HypervisorError::file("create", &self.path))?;
         let path = self.record();
         let text = serde_json::to_vec_pretty(record).map_err(std::io::Error::from);
         text.and_then(|text| write_durably(&path, &text)).map_err(HypervisorError::file("write", &path))

@@ -1,5 +1,6 @@
 //! One VM on its way, with the time that a test says.
 
+use unasnap_protocol::household::Runner;
 use unasnap_protocol::operator::CoordinatorStatus;
 
 use super::*;
@@ -28,6 +29,7 @@ impl World {
             append: String::new(),
             colouring: None,
             nics: Vec::new(),
+            hypervisor: Runner::Qemu,
         };
         let host = HostStatus {
             name: name("h1"),

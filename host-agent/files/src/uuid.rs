@@ -30,6 +30,15 @@ impl Uuid {
         (bytes != [0; 16]).then_some(Self(bytes))
     }
 
+    /// As it stands in the header of a VDI.
+    pub fn header(&self) -> [u8; 16] {
+        let mut bytes = self.0;
+        bytes[..4].reverse();
+        bytes[4..6].reverse();
+        bytes[6..8].reverse();
+        bytes
+    }
+
     /// `{c69fa955-70a5-48e4-92e3-d35e7d5936bd}`: as VirtualBox names files of differences.
     pub fn braced(&self) -> String {
         let mut text = String::from("{");
@@ -59,6 +68,7 @@ mod tests {
             [0xc6, 0x95, 0xf4, 0xdf, 0x5d, 0x94, 0x7a, 0x45, 0xb3, 0xfe, 0x85, 0x3c, 0x1a, 0xb8, 0xf5, 0xf6];
         let uuid = Uuid::parse(text).unwrap();
         assert_eq!(Uuid::from_header(header), Some(uuid));
+        assert_eq!(uuid.header(), header);
         assert_eq!(uuid.braced(), text);
         assert_eq!(Uuid::parse("DFF495C6-945D-457A-B3FE-853C1AB8F5F6"), Some(uuid));
         assert_eq!(Uuid::from_header([0; 16]), None);

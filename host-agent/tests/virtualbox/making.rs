@@ -1,0 +1,345 @@
+//! Machines that unasnap makes on a base that they share, clones and deletes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use unasnap_files::vdi;
+use unasnap_host::definition::VmDefinition;
+use unasnap_host::hypervisor::virtualbox::machine::{Layout, Machine};
+use unasnap_host::hypervisor::virtualbox::media::media;
+use unasnap_host::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig, own_machine};
+use unasnap_host::hypervisor::{Ground, Hypervisor};
+use unasnap_host::store::manifest::BaseImage;
+
+use crate::recorded::{answer, fixtures};
+use crate::shared::{Sharing, image, image_of};
+use crate::simulated::{CUT, LOWER, Simulated};
+use crate::support::name;
+
+struct Host {
+    folder: TempDir,
+    virtualbox: Arc<Sharing>,
+    driver: VirtualBox,
+    base: BaseImage,
+}
+
+const CONTENT: &str = "the operating system";
+
+impl Host {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("vms")).unwrap();
+        let path = folder.path().join("base.vdi");
+        std::fs::write(&path, image(0xba5e, None, CONTENT)).unwrap();
+        let base = BaseImage { path, size: 1, modified: 2, blake3: "digest".to_owned() };
+        let virtualbox = Arc::new(Sharing::default());
+        let driver = Self::driver(&folder, &virtualbox).await;
+        Self { folder, virtualbox, driver, base }
+    }
+
+    async fn driver(folder: &TempDir, virtualbox: &Arc<Sharing>) -> VirtualBox {
+        let config = VirtualBoxConfig { state_dir: folder.path().to_owned(), ..VirtualBoxConfig::default() };
+        VirtualBox::with_calls(config, virtualbox.clone()).await.unwrap()
+    }
+
+    fn vm(&self, vm: &str) -> VmDefinition {
+        let machine = own_machine(self.folder.path(), &name(vm));
+        let text = format!(
+            "name='{vm}'\ndeployment='d'\nmemory_mb=64\ncpus=2\nmachine='{}'\n[[nic]]\nbridge='br0'\nmac='52:54:00:00:00:01'\naddresses=['10.0.0.1']\n",
+            machine.display()
+        );
+        VmDefinition::parse(&text, "test".as_ref()).unwrap()
+    }
+
+    async fn make(&self, vm: &str) -> Result<(), String> {
+        let made = self.driver.make(&self.vm(vm), Ground::Bases(std::slice::from_ref(&self.base)), 7).await;
+        made.map_err(|error| error.to_string())
+    }
+
+    async fn clone(&self, of: &str, vm: &str) -> Result<(), String> {
+        let made = self.driver.make(&self.vm(vm), Ground::DisksOf(&self.vm(of)), 7).await;
+        made.map_err(|error| error.to_string())
+    }
+
+    /// The only disk of a VM, above the base.
+    fn difference(&self, vm: &str) -> PathBuf {
+        let disks = self.driver.disk_files(&self.vm(vm)).unwrap();
+        let [disk] = disks.as_slice() else { panic!("{disks:?}") };
+        let [base, difference] = disk.as_slice() else { panic!("{disk:?}") };
+        assert_eq!(*base, self.base.path);
+        difference.clone()
+    }
+
+    fn untouched(&self) {
+        assert_eq!(std::fs::read(&self.base.path).unwrap(), image(0xba5e, None, CONTENT));
+        self.virtualbox.change(|state| assert!(state.written().is_empty(), "a machine writes the base"));
+    }
+
+    fn is_gone(&self, vm: &str) -> bool {
+        let of = format!("{vm}.vbox");
+        let known = self
+            .virtualbox
+            .change(|state| state.machines.values().any(|machine| machine.vbox.ends_with(&of)));
+        !known && !self.folder.path().join("vms").join(vm).exists()
+    }
+
+    /// Calls of the last VM, with `M` for its machine.
+    fn calls(&self) -> Vec<String> {
+        let base = self.base.path.display().to_string();
+        let machines: Vec<_> = self.virtualbox.change(|state| state.machines.keys().cloned().collect());
+        let short = |call: String| {
+            machines.iter().fold(call.replace(&base, "BASE"), |call, uuid| call.replace(uuid, "M"))
+        };
+        self.virtualbox.taken().into_iter().map(short).collect()
+    }
+}
+
+#[tokio::test]
+async fn machines_share_a_base_and_the_last_one_leaves_it() {
+    let host = Host::new().await;
+    host.make("one").await.unwrap();
+    let calls = host.calls();
+    let begin =
+        ["createvm --name one --uuid M", "registervm ", "modifyvm M ", "storagectl M ", "storageattach M "];
+    assert_eq!(calls.len(), begin.len(), "the base is attached once: {calls:?}");
+    for (call, begin) in calls.iter().zip(begin) {
+        assert!(call.starts_with(begin), "{calls:?}");
+    }
+    host.make("two").await.unwrap();
+    assert_eq!(host.calls().len(), begin.len());
+    assert_ne!(host.difference("one"), host.difference("two"));
+    host.untouched();
+
+    let machine = host.virtualbox.change(|state| state.machines.values().next().unwrap().clone());
+    let expected = [
+        ("--memory", "64"),
+        ("--cpus", "2"),
+        ("--nic1", "bridged"),
+        ("--bridge-adapter1", "br0"),
+        ("--mac-address1", "525400000001"),
+        ("--nic2", "none"),
+    ];
+    for (setting, value) in expected {
+        assert_eq!(machine.setting(setting), Some(value), "{setting}");
+    }
+
+    // The one in whose settings the base stands goes first.
+    for vm in ["one", "one", "two"] {
+        host.driver.forget(&name(vm)).await.unwrap();
+        assert!(host.is_gone(vm));
+    }
+    assert!(host.calls().iter().all(|call| call.starts_with("unregistervm") && !call.contains("--delete")));
+    host.make("three").await.unwrap();
+    assert_eq!(host.calls()[1], "closemedium disk BASE", "it was known without a machine");
+    host.difference("three");
+    host.untouched();
+}
+
+/// Every call in turn does not come to its end, or does and nobody hears of it; then the agent is another one.
+#[tokio::test]
+async fn whatever_breaks_off_the_vm_is_made_or_nothing_of_it() {
+    for done in [false, true] {
+        for number in 0.. {
+            let mut host = Host::new().await;
+            host.make("other").await.unwrap();
+            host.virtualbox.taken();
+            host.virtualbox.change(|state| state.fails = Some((number, done)));
+            let made = host.make("web").await;
+            host.virtualbox.change(|state| state.fails = None);
+            if made.is_ok() {
+                assert_eq!(number, 6, "calls");
+                break;
+            }
+            host.driver = Host::driver(&host.folder, &host.virtualbox).await;
+            host.driver.destroy(&name("web")).await.unwrap();
+            host.driver.forget(&name("web")).await.unwrap();
+            assert!(host.is_gone("web"), "call {number}: something is left");
+            host.make("web").await.unwrap();
+            host.difference("web");
+            host.difference("other");
+            host.untouched();
+        }
+    }
+}
+
+/// The same for the machine that first has the base, where more calls are made.
+#[tokio::test]
+async fn whatever_breaks_off_the_base_can_be_shared() {
+    for done in [false, true] {
+        for number in 0.. {
+            let host = Host::new().await;
+            host.virtualbox.taken();
+            host.virtualbox.change(|state| state.fails = Some((number, done)));
+            let made = host.make("web").await;
+            host.virtualbox.change(|state| state.fails = None);
+            host.make("web").await.unwrap();
+            host.difference("web");
+            host.untouched();
+            if made.is_ok() {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn whatever_breaks_off_the_vm_is_there_or_deleted() {
+    for done in [false, true] {
+        for number in 0.. {
+            let host = Host::new().await;
+            host.make("web").await.unwrap();
+            host.virtualbox.taken();
+            host.virtualbox.change(|state| state.fails = Some((number, done)));
+            let forgotten = host.driver.forget(&name("web")).await;
+            host.virtualbox.change(|state| state.fails = None);
+            let is_there = host.folder.path().join("vms/web").exists();
+            assert_eq!(forgotten.is_err(), is_there, "call {number}");
+            host.driver.forget(&name("web")).await.unwrap();
+            assert!(host.is_gone("web"));
+            host.untouched();
+            if forgotten.is_ok() {
+                assert!(number > 1);
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_clone_has_what_the_other_ones_disk_holds_and_nothing_in_common_but_the_base() {
+    let host = Host::new().await;
+    host.make("web").await.unwrap();
+    let theirs = host.difference("web");
+    let base = vdi::read(&host.base.path).unwrap().unwrap().uuid().unwrap();
+    let write = |content: &str| {
+        let mut bytes = std::fs::read(&theirs).unwrap();
+        bytes.truncate(512);
+        bytes.extend(content.as_bytes());
+        std::fs::write(&theirs, bytes).unwrap();
+    };
+    write("what the guest wrote");
+    host.clone("web", "twin").await.unwrap();
+    let own = host.difference("twin");
+    write("what it wrote later");
+    assert_eq!(&std::fs::read(&own).unwrap()[512..], b"what the guest wrote");
+    let uuid = |path: &PathBuf| vdi::read(path).unwrap().unwrap().uuid().unwrap();
+    assert!(uuid(&own) != uuid(&theirs) && own.ends_with(format!("{{{}}}.vdi", uuid(&own))));
+    assert_eq!(vdi::read(&own).unwrap().unwrap().parent(), Some(base));
+    let folder = own.parent().unwrap();
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1, "a half copy is left");
+    host.driver.forget(&name("web")).await.unwrap();
+    assert_eq!(host.difference("twin"), own);
+    host.untouched();
+
+    // One that does not stand still has no content.
+    host.virtualbox.change(|state| state.machines.values_mut().for_each(|machine| machine.state = "saved"));
+    let error = host.clone("twin", "third").await.unwrap_err();
+    assert!(error.contains("its machine is Saved, not off"), "{error}");
+    assert!(host.is_gone("third"));
+}
+
+#[tokio::test]
+async fn a_machine_that_an_operator_made_is_left_to_him() {
+    let host = Host::new().await;
+    let mut vm = host.vm("web");
+    vm.machine = Some(host.folder.path().join("elsewhere/web.vbox"));
+    let bases = [host.base.clone()];
+    let error = host.driver.make(&vm, Ground::Bases(&bases), 0).await.unwrap_err().to_string();
+    assert!(error.contains("made by hand: make it with VirtualBox's own means"), "{error}");
+    let twin = host.vm("twin");
+    let error = host.driver.make(&twin, Ground::DisksOf(&vm), 0).await.unwrap_err().to_string();
+    assert!(error.contains("made by hand: clone it with VirtualBox's own means"), "{error}");
+    assert_eq!(host.virtualbox.taken(), [] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn a_base_that_a_machine_writes_itself_is_not_shared() {
+    let host = Host::new().await;
+    host.make("web").await.unwrap();
+    // As if an operator had attached it to a machine of his own.
+    host.virtualbox.change(|state| {
+        let base = state.media.iter().find(|(_, medium)| medium.parent.is_none()).unwrap().0.clone();
+        state.media.retain(|uuid, _| *uuid == base);
+        state.media.get_mut(&base).unwrap().shared = false;
+        state.machines.values_mut().for_each(|machine| machine.disk = Some(base.clone()));
+    });
+    let error = host.make("two").await.unwrap_err();
+    assert!(
+        error.contains("closemedium disk") && error.contains("still attached to 2 virtual machines"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_made_machine_is_started_as_it_is() {
+    let host = Host::new().await;
+    host.make("web").await.unwrap();
+    host.virtualbox.taken();
+    let vm = host.driver.start(&host.vm("web"), 0).await.unwrap();
+    assert_eq!(vm.incarnation(), 7, "of what runs now");
+    let calls = host.calls();
+    assert!(calls.iter().all(|call| !call.starts_with("snapshot")), "its base is frozen already: {calls:?}");
+    drop(vm);
+    let error = host.driver.forget(&name("web")).await.unwrap_err().to_string();
+    assert!(error.contains("cannot delete: it runs"), "{error}");
+    host.driver.destroy(&name("web")).await.unwrap();
+    host.driver.forget(&name("web")).await.unwrap();
+    assert!(host.is_gone("web"));
+}
+
+#[test]
+fn recorded_lists_of_disks_are_understood() {
+    let all = media(&answer("04b-multiattach-modifymedium/017-list-hdds").stdout);
+    let base = all.iter().find(|medium| medium.location == "/srv/hostA/vms/base/base.vdi").unwrap();
+    assert!(base.is_shared && base.parent == "base");
+    assert_eq!(all.iter().filter(|medium| medium.parent == base.uuid).count(), 2);
+    assert!(all.iter().all(|medium| !medium.is_shared || medium.uuid == base.uuid));
+}
+
+/// A base that another machine's settings told of at the cut, or tell of now.
+#[test]
+fn a_restored_machine_tells_of_its_base_and_of_its_own_disks() {
+    const DISK: &str = "51368c82-07b4-4ddb-a68d-92d0b8e2b3c4";
+    const UPPER: &str = "d6869b71-e99d-40dc-b52b-576a1c900dd4";
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let saved = path("saved");
+    std::fs::create_dir_all(&saved).unwrap();
+    std::fs::write(path("base.vdi"), image_of(DISK, None, "")).unwrap();
+    std::fs::write(saved.join("lower.vdi"), image_of(LOWER, Some(DISK), "")).unwrap();
+    std::fs::write(saved.join("ram.sav"), "what the guest thought").unwrap();
+    let text = std::fs::read_to_string(fixtures().join("running.vbox")).unwrap();
+    let (before, rest) = text.split_once("    <MediaRegistry>").unwrap();
+    let (_, after) = rest.split_once("</MediaRegistry>\n").unwrap();
+    let text = format!("{before}{after}");
+    let lower = Simulated::disk(LOWER);
+    let place = |name: &str, place: &str| (name.to_owned(), place.to_owned());
+    let layout = Layout {
+        snapshot: CUT.to_owned(),
+        places: vec![place("lower.vdi", &lower), place("ram.sav", "Snapshots/ram.sav")],
+        bases: vec![path("base.vdi").display().to_string()],
+    };
+    let machine = Machine { vbox: path("web/web.vbox") };
+    let lay_out = |text: &str, shares: bool| {
+        std::fs::write(saved.join("machine.vbox"), text).unwrap();
+        machine.lay_out(&saved, &layout, shares).unwrap();
+        std::fs::read_to_string(&machine.vbox).unwrap()
+    };
+    let made = lay_out(&text, true);
+    let (_, disks) = made.split_once("<MediaRegistry>").unwrap();
+    let (disks, _) = disks.split_once("</MediaRegistry>").unwrap();
+    let begin = |part: &str| disks.find(part).unwrap_or_else(|| panic!("{disks} lacks {part}"));
+    let base = format!("location=\"{}\" format=\"VDI\" type=\"MultiAttach\"", path("base.vdi").display());
+    let upper = format!("location=\"{}\" format=\"VDI\"/>", Simulated::disk(UPPER));
+    assert!(begin(&base) < begin(&format!("location=\"{lower}\"")) && begin(&lower) < begin(&upper));
+    assert_eq!(
+        machine.disks().map(|_| ()).unwrap_err().to_string().matches(UPPER).count(),
+        1,
+        "it was not saved"
+    );
+    // One by itself stays as it was, and so does one with snapshots that are not here.
+    assert_eq!(lay_out(&text, false), text);
+    let branched = text.replacen(DISK, "00000000-07b4-4ddb-a68d-92d0b8e2b3c4", 1);
+    assert_eq!(lay_out(&branched, true), branched);
+}
