@@ -180,15 +180,6 @@ impl Disks {
     }
 }
 
-/// The settings of the machine of this folder. A VirtualBox that is newer than a machine keeps what it finds as
-/// `NAME-1.19-linux.vbox`, beside those that it writes.
-fn settings_in(folder: &Path) -> Option<PathBuf> {
-    let names = names_in(folder).unwrap_or_default().into_iter();
-    let all =
-        names.map(|name| folder.join(name)).filter(|path| path.extension().is_some_and(|end| end == "vbox"));
-    all.max_by_key(|path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok())
-}
-
 /// The settings of the machine of this folder. A VirtualBox that is newer than a machine keeps what it has found as
 /// `NAME-1.19-linux.vbox`, beside those that it writes.
 fn settings_in(folder: &Path) -> Option<PathBuf> {
