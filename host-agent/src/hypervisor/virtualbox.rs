@@ -5,10 +5,10 @@
 //! | `buttons` | what stops a machine or lets it run, outside any cut |
 //! | `calls` | one call of VBoxManage: bounded, and what its answer means |
 //! | `config` | the `[virtualbox]` part of `host.toml` |
+//! | `holder` | a base that machines share |
 //! | `info` | `showvminfo` |
 //! | `making` | machines that unasnap makes, clones and deletes |
 //! | `manage` | what is asked of VirtualBox about one machine |
-//! | `media` | a base that machines share |
 //! | `machine` | which files belong to a cut; into a local snapshot and out of it |
 //! | `record` | what is remembered between two lives of the host agent |
 //! | `vm` | one machine that runs: prepare, cut, save, discard |
@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use unasnap_protocol::name::Name;
 
 use self::calls::{Calls, VBoxManage};
@@ -44,11 +45,11 @@ use crate::store::manifest::{Accel, Facts, RamWay};
 mod buttons;
 pub mod calls;
 mod config;
+pub mod holder;
 pub mod info;
 pub mod machine;
 mod making;
 pub mod manage;
-pub mod media;
 mod record;
 mod vm;
 
@@ -64,6 +65,8 @@ pub struct VirtualBox {
     config: VirtualBoxConfig,
     calls: Arc<dyn Calls>,
     facts: Facts,
+    /// One after the other has VirtualBox change which machines share a base.
+    sharing: Mutex<()>,
 }
 
 impl VirtualBox {
@@ -98,7 +101,7 @@ impl VirtualBox {
             accel: Accel::VirtualBox,
             ram_way: RamWay::StopAndSave,
         };
-        Ok(Self { config, calls, facts })
+        Ok(Self { config, calls, facts, sharing: Mutex::default() })
     }
 
     fn manage(&self, vm: &Name, uuid: String) -> Manage {
@@ -116,7 +119,13 @@ impl VirtualBox {
         if manage.find().await?.is_none() {
             manage.register(&machine.vbox, &[]).await?;
         }
-        if manage.info().await?.state.is_alive() {
+        let info = manage.info().await?;
+        if !info.is_accessible() {
+            let why =
+                format!("VirtualBox misses a file of {}: restore its deployment", machine.vbox.display());
+            return Err(manage.wrong_state("start", why));
+        }
+        if info.state.is_alive() {
             return Err(manage.wrong_state("start", "it already runs: destroy that first".to_owned()));
         }
         let mut info = manage.unlocked(UNLOCK_LIMIT).await?;
@@ -251,13 +260,12 @@ impl VirtualBox {
             manage.unregister().await?;
         }
         let made = folder.owns(vm);
-        for base in bases.iter().filter(|_| made) {
-            manage.free(&base.path).await?;
-        }
-        let (placed, from, at) = (machine.clone(), saved.folder.to_owned(), layout.clone());
+        let shared = bases.first().filter(|_| made).map(|base| base.path.clone());
+        let (placed, from, at, as_saved) =
+            (machine.clone(), saved.folder.to_owned(), layout.clone(), shared.is_some());
         let placing = tokio::task::spawn_blocking(move || {
             placed.remove_own()?;
-            placed.lay_out(&from, &at, made)
+            placed.lay_out(&from, &at, as_saved)
         });
         let lost = |error| HypervisorError::file("fill", machine.folder())(std::io::Error::other(error));
         placing.await.map_err(lost)??;
@@ -271,8 +279,15 @@ impl VirtualBox {
             made,
         };
         folder.write(&record)?;
-        manage.register(&machine.vbox, &disks(&machine, &layout)).await?;
-        manage.go_back(&layout.snapshot).await?;
+        let differences = differences(&machine, &layout);
+        if let Some(base) = &shared {
+            self.register_on(base, &differences, &vm.name, &manage).await?;
+        } else {
+            let places = layout.bases.iter().map(|place| machine.folder().join(place));
+            let disks: Vec<PathBuf> = places.chain(differences).collect();
+            manage.register(&machine.vbox, &disks).await?;
+            manage.go_back(&layout.snapshot).await?;
+        }
         let info = manage.info().await?;
         check_size(vm, &info)?;
         prepare_socket(&info)?;
@@ -353,12 +368,11 @@ fn prepare_socket(info: &Info) -> Result<(), HypervisorError> {
     remove_if_there(socket).map_err(HypervisorError::file("delete", socket))
 }
 
-/// The disks of a snapshot, bases first.
-fn disks(machine: &Machine, layout: &Layout) -> Vec<String> {
+/// The disks of a snapshot above its bases, each after the one below it.
+fn differences(machine: &Machine, layout: &Layout) -> Vec<PathBuf> {
     let is_disk = |place: &str| ![".sav", ".nvram"].iter().any(|end| place.ends_with(end));
-    let differences = layout.places.iter().rev().filter(|(_, place)| is_disk(place));
-    let places = layout.bases.iter().chain(differences.map(|(_, place)| place));
-    places.map(|place| machine.folder().join(place).to_string_lossy().into_owned()).collect()
+    let places = layout.places.iter().rev().map(|(_, place)| place).filter(|place| is_disk(place));
+    places.map(|place| machine.folder().join(place)).collect()
 }
 
 impl Hypervisor for VirtualBox {

@@ -32,6 +32,8 @@ pub enum State {
     Stuck,
     /// On the way from one state to another.
     Between,
+    /// VirtualBox knows it, and cannot read its settings or lacks one of its disks.
+    Inaccessible,
 }
 
 impl State {
@@ -49,11 +51,21 @@ impl State {
     /// Has it a process?
     #[must_use]
     pub fn is_alive(self) -> bool {
-        !matches!(self, Self::Off | Self::Saved)
+        !matches!(self, Self::Off | Self::Saved | Self::Inaccessible)
     }
 }
 
 impl Info {
+    /// Of a machine of which VirtualBox tells no more.
+    pub const INACCESSIBLE: Self =
+        Self { state: State::Inaccessible, locked: false, memory_mb: 0, cpus: 0, guest_channel: None };
+
+    /// Can VirtualBox do anything with it but forget it?
+    #[must_use]
+    pub fn is_accessible(&self) -> bool {
+        self.state != State::Inaccessible
+    }
+
     /// Reads `showvminfo --machinereadable`. It escapes nothing, and what a guest can set stands at its end: of each key
     /// the first line counts.
     ///

@@ -13,7 +13,6 @@ use unasnap_protocol::name::Name;
 
 use super::super::{Ground, HypervisorError};
 use super::machine::Machine;
-use super::manage::Manage;
 use super::record::{Record, VmFolder};
 use super::{State, UNLOCK_LIMIT, VirtualBox, machine};
 use crate::definition::{MAX_DEVICES, VmDefinition};
@@ -21,7 +20,7 @@ use crate::store::files;
 use crate::store::manifest::BaseImage;
 
 /// What VirtualBox is told that the guest is: it chooses devices by that.
-const GUEST: &str = "Linux_64";
+pub(super) const GUEST: &str = "Linux_64";
 /// The kernel's random UUIDs.
 const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
 
@@ -72,15 +71,18 @@ impl VirtualBox {
             made: true,
         })?;
         let vms = self.config.state_dir.join("vms");
-        manage.create(&vm.name, &vms).await?;
         let machine = machine(vm)?;
-        manage.free(&content.base).await?;
-        machine.tell_of(&content.base)?;
-        manage.register(&machine.vbox, &[]).await?;
-        let settings = settings(vm);
-        manage.modify(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await?;
-        manage.add_controller().await?;
-        manage.attach(&content.base).await?;
+        let holder = self.holder(&vm.name, &content.base)?;
+        {
+            let _no_other = self.sharing.lock().await;
+            holder.hold().await?;
+            manage.create(vm.name.as_str(), &vms).await?;
+            manage.register(&machine.vbox, &[]).await?;
+            let settings = settings(vm);
+            manage.modify(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+            manage.add_controller().await?;
+            manage.attach(&content.base).await?;
+        }
         let difference = only_difference(&machine, &content.base)?;
         if let Some(other) = content.difference {
             let to = difference.clone();
@@ -147,17 +149,11 @@ impl VirtualBox {
                     manage.unregister().await?;
                 }
             }
+            for base in record.bases.iter().filter(|_| record.made) {
+                self.let_go(vm, &base.path).await;
+            }
         }
         folder.remove()
-    }
-}
-
-impl Manage {
-    /// Makes the settings of a machine of this UUID, whose folder lies in `above`. VirtualBox does not know it yet.
-    async fn create(&self, name: &Name, above: &Path) -> Result<(), HypervisorError> {
-        let above = above.to_string_lossy();
-        let who = ["--name", name.as_str(), "--uuid", self.uuid(), "--ostype", GUEST];
-        self.change(&[&["createvm"], &who[..], &["--basefolder", &*above]].concat()).await
     }
 }
 

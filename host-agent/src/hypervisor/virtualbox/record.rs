@@ -51,6 +51,12 @@ impl VmFolder {
         Self { machine: path.join(format!("{vm}.vbox")), path }
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// See [`own_machine`].
     #[must_use]
     pub fn machine(&self) -> PathBuf {

@@ -75,7 +75,7 @@ impl VirtualBoxVm {
             State::Running => VmState::Running,
             State::Paused | State::Between => VmState::Paused,
             State::Saved if self.record.awaits_resume => VmState::Paused,
-            State::Saved | State::Off | State::Stuck => VmState::Dead,
+            State::Saved | State::Off | State::Stuck | State::Inaccessible => VmState::Dead,
         })
     }
 
@@ -128,6 +128,9 @@ impl VirtualBoxVm {
             self.tidied().await?;
         }
         self.machine.check()?;
+        if self.record.made {
+            self.machine.check_own()?;
+        }
         self.stage = Stage::Prepared(target.to_owned());
         Ok(())
     }
