@@ -3,6 +3,7 @@
 //! files of all other snapshots are missing there.
 
 mod disks;
+pub mod foreign;
 mod registry;
 mod settings;
 
