@@ -323,7 +323,7 @@ fn a_restored_machine_tells_of_its_base_and_of_its_own_disks() {
     let machine = Machine { vbox: path("web/web.vbox") };
     let lay_out = |text: &str, shares: bool| {
         std::fs::write(saved.join("machine.vbox"), text).unwrap();
-        machine.lay_out(&saved, &layout, shares).unwrap();
+        machine.lay_out(&saved, &layout, shares, None).unwrap();
         std::fs::read_to_string(&machine.vbox).unwrap()
     };
     let made = lay_out(&text, true);

@@ -13,6 +13,8 @@ pub struct Info {
     pub memory_mb: u64,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// Its `.vbox`.
+    pub settings: Option<PathBuf>,
     /// Unix socket behind the serial port that serves as the guest channel.
     pub guest_channel: Option<PathBuf>,
 }
@@ -77,6 +79,7 @@ impl Info {
             locked: value("SessionName").is_ok_and(|name| !name.is_empty()),
             memory_mb: number("memory")?.into(),
             cpus: number("cpus")?,
+            settings: value("CfgFile").ok().map(PathBuf::from),
             guest_channel: (1..=4).find_map(server).map(PathBuf::from),
         })
     }

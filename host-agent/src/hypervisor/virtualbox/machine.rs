@@ -230,12 +230,18 @@ impl Machine {
     }
 
     /// Puts the files of a local snapshot in their places; the `.vbox` comes last. Its registry is written anew where the machine
-    /// `shares` its bases.
-    pub fn lay_out(&self, saved: &Path, layout: &Layout, shares: bool) -> Result<(), HypervisorError> {
+    /// `shares` its bases. Where there are `instead`, these are laid out for those of the snapshot.
+    pub fn lay_out(
+        &self,
+        saved: &Path,
+        layout: &Layout,
+        shares: bool,
+        instead: Option<&str>,
+    ) -> Result<(), HypervisorError> {
         let settings = self.vbox.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let settings = (SETTINGS_FILE.to_owned(), settings);
         let wanted = AtomicBool::new(false);
-        let own = if shares { self.with_own_registry(saved, layout)? } else { None };
+        let own = if shares { self.with_own_registry(saved, layout, instead)? } else { None };
         for (name, place) in layout.places.iter().chain([&settings]) {
             if !is_inside(place) || !is_inside(name) {
                 return Err(unsupported(format!(
@@ -247,7 +253,7 @@ impl Machine {
             std::fs::create_dir_all(folder).map_err(HypervisorError::file("create", folder))?;
             files::remove_if_there(&to).map_err(HypervisorError::file("delete", &to))?;
             // VirtualBox will change or delete what it is given, and the snapshot stays as it is.
-            let put = match &own {
+            let put = match own.as_deref().or(instead) {
                 Some(text) if *name == SETTINGS_FILE => std::fs::write(&to, text),
                 _ => copy(&from, &to, &wanted),
             };
@@ -258,7 +264,12 @@ impl Machine {
 
     /// The settings of a local snapshot, which tell of the bases and of this machine's disks, whatever other machines do. `None`
     /// where the machine has snapshots beside the cut, which only the settings as they are can tell of.
-    fn with_own_registry(&self, saved: &Path, layout: &Layout) -> Result<Option<String>, HypervisorError> {
+    fn with_own_registry(
+        &self,
+        saved: &Path,
+        layout: &Layout,
+        instead: Option<&str>,
+    ) -> Result<Option<String>, HypervisorError> {
         let mut disks = Vec::new();
         let bases = layout.bases.iter().map(|place| (self.folder().join(place), place));
         let differences = layout.places.iter().map(|(name, place)| (saved.join(name), place));
@@ -280,7 +291,10 @@ impl Machine {
         if !attached.snapshots.values().flatten().all(|uuid| is_listed(uuid, &disks)) {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?;
+        let text = match instead {
+            Some(text) => text.to_owned(),
+            None => std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?,
+        };
         let text = vbox::with_registry(&text, &disks);
         text.map(Some).map_err(|why| unsupported(format!("{} is damaged: {why}", path.display())))
     }
