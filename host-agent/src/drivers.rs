@@ -6,8 +6,14 @@ use crate::config::Config;
 use crate::definition::VmDefinition;
 use crate::hypervisor::qemu::{Qemu, QemuConfig};
 use crate::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig};
-use crate::hypervisor::{Hypervisor, HypervisorError};
+use crate::hypervisor::{Hypervisor, HypervisorError, Pending};
 use crate::store::manifest::Facts;
+
+/// Knows which hypervisors this host has.
+pub trait Runners: Send + Sync {
+    /// What the one for VMs of VirtualBox is, or that for those of QEMU. Fails where it cannot be driven.
+    fn facts(&self, virtualbox: bool) -> Pending<'_, Facts>;
+}
 
 /// Of this host.
 pub struct Drivers {
@@ -58,12 +64,6 @@ impl Drivers {
         tracing::info!(kind = facts.kind, version = facts.version, accel, ram_way, "hypervisor");
         let place = if virtualbox { &mut self.virtualbox } else { &mut self.qemu };
         Ok(place.insert(driver).clone())
-    }
-
-    /// What QEMU is here, if it is open.
-    #[must_use]
-    pub fn qemu_facts(&self) -> Option<Facts> {
-        self.qemu.as_ref().map(|driver| driver.about().clone())
     }
 
     /// The one that runs this VM.

@@ -208,6 +208,8 @@ pub struct SavedVm<'a> {
     pub folder: &'a Path,
     /// Its manifest.
     pub manifest: &'a Manifest,
+    /// Where the images below its disks lie, if it came from another host; `None` when it was taken here.
+    pub bases_here: Option<&'a [PathBuf]>,
 }
 
 /// What an instance is doing.

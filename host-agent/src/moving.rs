@@ -14,6 +14,7 @@ use crate::registry::Registry;
 use crate::store::{Store, StoreError};
 use crate::transfer::fetching::Fetcher;
 use crate::transfer::fitting;
+use crate::transfer::images::Images;
 use crate::works::store_failure;
 
 /// What is needed for members to come and go.
@@ -24,6 +25,8 @@ pub struct Moving {
     pub registry: Arc<Registry>,
     /// Where snapshots lie.
     pub store: Store,
+    /// Where the images below disks lie, and machines.
+    pub images: Images,
     /// What gets files.
     pub fetcher: Fetcher,
     /// Where answers go.
@@ -105,8 +108,11 @@ impl Moving {
     async fn fits(&self, envelope: &Envelope, phase: Phase) -> Result<(), Failure> {
         let failure = |error: StoreError| store_failure(&error, phase);
         let manifest = self.store.manifest(&envelope.snapshot, &envelope.vm).map_err(failure)?;
-        let here = self.registry.qemu_facts().await;
-        fitting::check(&manifest.identity.definition, &manifest.hypervisor, here.as_ref(), phase)
+        let definition = self.store.here(&manifest).map_err(failure)?.definition;
+        let runner = fitting::runner(&*self.registry, &definition).await;
+        fitting::check(&definition, &manifest.hypervisor, &runner, phase)?;
+        let by_hand = |text| Failure::new(FailureKind::BadRequest, phase, text);
+        fitting::check_machine(&definition, &self.images).map_err(by_hand)
     }
 
     fn delete(&self, envelope: &Envelope, phase: Phase) -> Result<(), Failure> {

@@ -24,8 +24,8 @@ use unasnap_protocol::operator::{RequestError, RequestErrorKind};
 use self::starting::{Found, find_or_start};
 use crate::colouring::host::Taps;
 use crate::definition::{MAX_FILE_BYTES, VmDefinition, load_files, load_folder};
-use crate::drivers::Drivers;
-use crate::hypervisor::{Ground, Hypervisor, HypervisorError};
+use crate::drivers::{Drivers, Runners};
+use crate::hypervisor::{Ground, Hypervisor, HypervisorError, Pending};
 use crate::member::{self, Handle};
 use crate::members::Members;
 use crate::store::Store;
@@ -109,17 +109,12 @@ impl Registry {
         Ok(registry)
     }
 
-    /// What QEMU is here, if VMs of its run here or could.
-    pub async fn qemu_facts(&self) -> Option<Facts> {
-        self.drivers.lock().await.qemu_facts()
-    }
-
     /// Refuses where VirtualBox cannot be driven.
     ///
     /// # Errors
     /// Why not.
     pub async fn needs_virtualbox(&self) -> Result<(), HypervisorError> {
-        self.drivers.lock().await.open(true).await.map(drop)
+        self.facts(true).await.map(drop)
     }
 
     /// All VMs that are there.
@@ -346,6 +341,12 @@ impl Registry {
     fn rename(&self, from: &Path, to: &Path) -> Result<(), RequestError> {
         let renamed = fs::rename(from, to).and_then(|()| files::sync_folder(&self.vm_dir));
         renamed.map_err(|error| cannot("rename", from, &error))
+    }
+}
+
+impl Runners for Registry {
+    fn facts(&self, virtualbox: bool) -> Pending<'_, Facts> {
+        Box::pin(async move { Ok(self.drivers.lock().await.open(virtualbox).await?.about().clone()) })
     }
 }
 

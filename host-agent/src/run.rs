@@ -77,14 +77,15 @@ pub async fn run(config: Config) -> Result<()> {
     let serves = config.transfer.map(|transfer| serve(transfer, &trust, giver(transfer))).transpose()?;
     let receiver = Arc::new(Receiver {
         store: store.clone(),
-        images,
+        images: images.clone(),
         trust: trust.clone(),
-        facts: registry.qemu_facts().await,
+        runners: registry.clone(),
     });
     let moving = Arc::new(Moving {
         host: config.name.clone(),
         registry: Arc::clone(&registry),
         store: store.clone(),
+        images,
         fetcher: Fetcher::new(Arc::clone(&receiver), answer_sender.clone()),
         answers: answer_sender,
         term: AtomicU64::new(0),

@@ -19,7 +19,7 @@ use unasnap_protocol::name::Name;
 
 use self::damage::Damage;
 pub use self::describing::describe;
-pub use self::incoming::Incoming;
+pub use self::incoming::{Incoming, Placed};
 use self::manifest::{Identity, MANIFEST_FILE, Manifest, Saved};
 use self::space::{Limits, Space};
 
@@ -380,7 +380,7 @@ impl Store {
     /// As there.
     pub fn verify_with_bases(&self, snapshot: &Name, vm: &Name) -> Result<(), StoreError> {
         let manifest = self.verify(snapshot, vm)?;
-        verify::check_bases(&manifest, &self.base_paths(&manifest)?)
+        verify::check_bases(&manifest, &self.here(&manifest)?.bases)
     }
 
     /// A snapshot's folder disappears with the last thing in it.

@@ -51,8 +51,8 @@ pub(super) fn saved_files(store: &Store, vm: &Name, snapshot: &Name) -> Result<O
     let folder = store.vm_folder(snapshot, vm);
     let mut list = List::new(vm, kind, &folder);
     list.add(&folder.join(MANIFEST_FILE), FileRole::Settings, None);
-    let bases = store.base_paths(&manifest).map_err(|error| refused(chain(&error)))?;
-    let bases: Vec<_> = bases.iter().map(|path| list.add(path, FileRole::BaseDisk, None)).collect();
+    let here = store.here(&manifest).map_err(|error| refused(chain(&error)))?;
+    let bases: Vec<_> = here.bases.iter().map(|path| list.add(path, FileRole::BaseDisk, None)).collect();
     for (file, parent) in manifest.files.iter().zip(parents(&manifest, &bases)) {
         list.add(&folder.join(&file.name), role(file.role), parent);
     }

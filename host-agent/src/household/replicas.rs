@@ -54,7 +54,7 @@ pub(super) async fn replicate(
     let come = receiver.replicate(replica, is_known, tell).await.map_err(|failure| refused(failure.text))?;
     let (member, changed) = match &come {
         Some(arrived) => {
-            let definition = of_replica(&arrived.definition, clone, members)?;
+            let definition = of_replica(arrived.definition(), clone, members)?;
             let made = registry.make(definition, Ground::Frozen(arrived.saved()), incarnation).await;
             if let Err(error) = arrived.discard() {
                 tracing::warn!(vm = %clone.name, "what came of its disks is left: {}", chain(&error));

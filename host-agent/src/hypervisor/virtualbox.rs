@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `buttons` | what stops a machine or lets it run, outside any cut |
 //! | `calls` | one call of VBoxManage: bounded, and what its answer means |
+//! | `coming` | machines that another host's unasnap has made |
 //! | `config` | the `[virtualbox]` part of `host.toml` |
 //! | `holder` | a base that machines share |
 //! | `info` | `showvminfo` |
@@ -44,6 +45,7 @@ use crate::store::manifest::{Accel, Facts, RamWay};
 
 mod buttons;
 pub mod calls;
+pub mod coming;
 mod config;
 pub mod holder;
 pub mod info;
@@ -57,8 +59,6 @@ mod vm;
 const UNLOCK_LIMIT: Duration = Duration::from_secs(30);
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
-/// Longest path of a unix socket, bytes.
-const MAX_SOCKET_PATH: usize = 107;
 
 /// The driver.
 pub struct VirtualBox {
@@ -158,15 +158,8 @@ impl VirtualBox {
             manage.modify(&[&format!("--vm-execution-engine={engine}")]).await?;
         }
         if info.guest_channel.is_none() {
-            let socket = folder.guest_channel();
-            let (length, path) = (socket.as_os_str().len(), socket.to_string_lossy());
-            if length > MAX_SOCKET_PATH {
-                let what = format!(
-                    "the socket path {path} has {length} bytes, Linux allows {MAX_SOCKET_PATH}: use a shorter state folder or VM name"
-                );
-                return Err(HypervisorError::Unsupported { what });
-            }
-            manage.modify(&["--uart2", "0x2F8", "3", "--uart-mode2", "server", &*path]).await?;
+            let socket = folder.short_guest_channel()?;
+            manage.modify(&["--uart2", "0x2F8", "3", "--uart-mode2", "server", &socket]).await?;
         }
         if !machine.written_bases()?.is_empty() {
             manage.take(BASE).await?;
@@ -240,13 +233,21 @@ impl VirtualBox {
             return Err(HypervisorError::Unsupported { what });
         }
         let (machine, folder) = (machine(vm)?, self.folder(&vm.name));
-        let layout = Layout::read(saved.folder)?;
+        let mut layout = Layout::read(saved.folder)?;
         let stored = Machine { vbox: saved.folder.join(SETTINGS_FILE) };
         let manage = self.manage(&vm.name, stored.uuid()?);
         if machine.vbox.exists() && machine.uuid()? != stored.uuid()? {
             let why = format!("{} is another machine's: give this VM its own", machine.vbox.display());
             return Err(manage.wrong_state("restore", why));
         }
+        // What another host says of its own places is nothing here.
+        let settings = match saved.bases_here {
+            None => None,
+            Some(here) => {
+                layout.bases = here.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+                Some(coming::written_settings(saved.folder, vm, &folder)?)
+            }
+        };
         let mut bases = Vec::new();
         for (index, place) in layout.bases.iter().enumerate() {
             let found = base_image::describe(&machine.folder().join(place))?;
@@ -255,6 +256,13 @@ impl VirtualBox {
         if let Some(info) = manage.find().await? {
             if info.state.is_alive() {
                 return Err(manage.wrong_state("restore", "it already runs: destroy that first".to_owned()));
+            }
+            if settings.is_some() && info.is_accessible() && info.settings.as_ref() != Some(&machine.vbox) {
+                let why = format!(
+                    "VirtualBox has another machine of its UUID, {}: remove that (VBoxManage unregistervm)",
+                    info.settings.unwrap_or_default().display()
+                );
+                return Err(manage.wrong_state("restore", why));
             }
             manage.unlocked(UNLOCK_LIMIT).await?;
             manage.unregister().await?;
@@ -265,7 +273,7 @@ impl VirtualBox {
             (machine.clone(), saved.folder.to_owned(), layout.clone(), shared.is_some());
         let placing = tokio::task::spawn_blocking(move || {
             placed.remove_own()?;
-            placed.lay_out(&from, &at, as_saved)
+            placed.lay_out(&from, &at, as_saved, settings.as_deref())
         });
         let lost = |error| HypervisorError::file("fill", machine.folder())(std::io::Error::other(error));
         placing.await.map_err(lost)??;

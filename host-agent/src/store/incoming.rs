@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <state_dir>/snapshots/<snapshot>/<vm>.incoming/   what has come so far; kept when the transfer breaks off
-//! <state_dir>/snapshots/<snapshot>/<vm>.placed      the VM's definition as it is to be used on this host
+//! <state_dir>/snapshots/<snapshot>/<vm>.placed      what of the VM is elsewhere on this host: [`Placed`]
 //! ```
 
 use std::fs;
@@ -10,19 +10,59 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use unasnap_fault_points::around;
 use unasnap_protocol::name::Name;
 
-use super::manifest::{BaseImage, MANIFEST_FILE, Manifest};
+use super::manifest::{MANIFEST_FILE, Manifest};
 use super::{Store, StoreError, files, names_in, remove_folder, verify};
 use crate::definition::VmDefinition;
 
 /// Suffix of a folder that is filled from another host.
 const INCOMING: &str = ".incoming";
-/// Suffix of the definition beside a local snapshot that came from another host.
+/// Suffix of [`Placed`] beside a local snapshot that came from another host.
 const PLACED: &str = ".placed";
 /// What has come is kept for so long after its last byte.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// How a VM that was snapshotted on another host is to be on this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Placed {
+    /// The VM, with its files where they lie here.
+    pub definition: VmDefinition,
+    /// The images below its disks, in the order of [`Manifest::bases`].
+    pub bases: Vec<PathBuf>,
+}
+
+impl Placed {
+    /// As it was where it was snapshotted.
+    #[must_use]
+    pub fn nowhere_else(manifest: &Manifest) -> Self {
+        let bases = manifest.bases.iter().map(|base| base.path.clone()).collect();
+        Self { definition: manifest.identity.definition.clone(), bases }
+    }
+}
+
+/// What stands in a file of the name. Earlier versions wrote only the definition, of VMs of QEMU.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Placed(Placed),
+    Definition(VmDefinition),
+}
+
+impl From<Written> for Placed {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Placed(placed) => placed,
+            Written::Definition(definition) => {
+                let bases = definition.disks.iter().map(|disk| disk.image.clone()).collect();
+                Self { definition, bases }
+            }
+        }
+    }
+}
 
 /// A local snapshot whose files are coming.
 #[derive(Debug, Clone)]
@@ -84,7 +124,7 @@ impl Store {
     }
 
     /// Makes what has come a local snapshot of this host that may be restored. The caller has compared every file with
-    /// its digest. `definition` is how the VM is to be on this host.
+    /// its digest.
     ///
     /// # Errors
     /// Something cannot be written; what has come is still there then.
@@ -92,7 +132,7 @@ impl Store {
         &self,
         incoming: &Incoming,
         manifest: &Manifest,
-        definition: &VmDefinition,
+        placed: &Placed,
     ) -> Result<(), StoreError> {
         let (snapshot, vm, folder) = (&incoming.snapshot, &incoming.vm, &incoming.folder);
         let listed = |name: &String| manifest.files.iter().any(|file| file.name == *name);
@@ -104,10 +144,9 @@ impl Store {
         for path in paths.chain([folder.clone()]) {
             files::sync(&path).map_err(StoreError::file("flush", &path))?;
         }
-        let placed = self.beside(snapshot, vm, PLACED);
-        let text = serde_json::to_vec_pretty(definition).map_err(io::Error::from);
-        text.and_then(|text| files::write_durably(&placed, &text))
-            .map_err(StoreError::file("write", &placed))?;
+        let path = self.beside(snapshot, vm, PLACED);
+        let text = serde_json::to_vec_pretty(placed).map_err(io::Error::from);
+        text.and_then(|text| files::write_durably(&path, &text)).map_err(StoreError::file("write", &path))?;
         let target = self.vm_folder(snapshot, vm);
         around("store", "accept", || fs::rename(folder, &target))
             .map_err(StoreError::file("rename", folder))?;
@@ -133,33 +172,30 @@ impl Store {
     /// # Errors
     /// As of [`Store::manifest`].
     pub fn definition(&self, snapshot: &Name, vm: &Name) -> Result<VmDefinition, StoreError> {
-        let manifest = self.manifest(snapshot, vm)?;
-        Ok(self.placed(snapshot, vm)?.unwrap_or(manifest.identity.definition))
+        Ok(self.here(&self.manifest(snapshot, vm)?)?.definition)
     }
 
-    /// Where the images below the disks lie on this host, in the order of [`Manifest::bases`].
+    /// As [`Self::definition`], with the images below the disks.
     ///
     /// # Errors
-    /// As of [`Store::definition`].
-    pub fn base_paths(&self, manifest: &Manifest) -> Result<Vec<PathBuf>, StoreError> {
-        let identity = &manifest.identity;
-        let placed = self.placed(&identity.snapshot, &identity.definition.name)?;
-        let disks = placed.map(|definition| definition.disks).unwrap_or_default();
-        let here = |(index, base): (usize, &BaseImage)| {
-            disks.get(index).map_or_else(|| base.path.clone(), |disk| disk.image.clone())
-        };
-        Ok(manifest.bases.iter().enumerate().map(here).collect())
+    /// What came with it from another host cannot be read.
+    pub fn here(&self, manifest: &Manifest) -> Result<Placed, StoreError> {
+        Ok(self.placed(manifest)?.unwrap_or_else(|| Placed::nowhere_else(manifest)))
     }
 
-    /// The definition that came with a local snapshot from another host; `None` when it was taken here.
-    fn placed(&self, snapshot: &Name, vm: &Name) -> Result<Option<VmDefinition>, StoreError> {
-        let path = self.beside(snapshot, vm, PLACED);
+    /// What is elsewhere of a local snapshot that came from another host; `None` when it was taken here.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn placed(&self, manifest: &Manifest) -> Result<Option<Placed>, StoreError> {
+        let identity = &manifest.identity;
+        let path = self.beside(&identity.snapshot, &identity.definition.name, PLACED);
         let text = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(StoreError::file("read", &path))?,
         };
         let damaged = |error: serde_json::Error| StoreError::Damaged { path, what: error.to_string() };
-        serde_json::from_slice(&text).map(Some).map_err(damaged)
+        serde_json::from_slice::<Written>(&text).map(|written| Some(written.into())).map_err(damaged)
     }
 
     /// Text of the manifest of a saved local snapshot, and its digest; `None` when nothing is saved here.

@@ -1,37 +1,48 @@
 //! Could this VM be restored on this host? What cannot be is said before a byte is moved, and before anything is ended.
 //!
-//! And may it? QEMU opens every file that the header of an image names, and another host has made these images: one that names
-//! a file could show the VM any file of this host.
+//! And may it? QEMU opens every file that the header of an image names, and VirtualBox every one that a machine's settings do, and
+//! another host has made these: one that names a file could show the VM any file of this host.
 
 use std::path::Path;
 
 use unasnap_files::qcow2;
 use unasnap_protocol::control::{Failure, FailureKind, Phase};
 
+use super::images::Images;
 use crate::definition::{ImageFormat, VmDefinition};
+use crate::drivers::Runners;
+use crate::hypervisor::virtualbox::coming;
+use crate::store::Placed;
 use crate::store::manifest::{Facts, FileRole, Manifest};
+use crate::works::chain;
+
+/// What the hypervisor of a VM is on this host, or why there is none.
+pub type Runner = Result<Facts, String>;
+
+/// Of this VM.
+pub async fn runner(runners: &dyn Runners, vm: &VmDefinition) -> Runner {
+    runners.facts(vm.machine.is_some()).await.map_err(|error| chain(&error))
+}
 
 /// Refuses what would not run here.
 ///
 /// # Errors
 /// What is missing, in words.
-pub fn check(
-    definition: &VmDefinition,
-    taken: &Facts,
-    here: Option<&Facts>,
-    phase: Phase,
-) -> Result<(), Failure> {
+pub fn check(definition: &VmDefinition, taken: &Facts, here: &Runner, phase: Phase) -> Result<(), Failure> {
     let vm = &definition.name;
     let refuse = |text: String| Err(Failure::new(FailureKind::BadRequest, phase, text));
-    let here = check_stopped(definition, taken, here, phase)?;
+    let here = check_definition(definition, taken, here, phase)?;
     let letter = |letter: char| letter.is_ascii_alphanumeric() || "-._".contains(letter);
-    if taken.machine.is_empty() || !taken.machine.chars().all(letter) {
+    let has_type = definition.machine.is_none();
+    if has_type && (taken.machine.is_empty() || !taken.machine.chars().all(letter)) {
         return refuse(format!("{:?} in the snapshot's manifest is no machine type of QEMU", taken.machine));
     }
     if release(&here.version).zip(release(&taken.version)).is_some_and(|(here, taken)| here < taken) {
         return refuse(format!(
-            "{vm} was snapshotted by QEMU {}, and this host has {}, which is older and cannot load it; install that version here, or use another host",
-            taken.version, here.version
+            "{vm} was snapshotted by {} {}, and this host has {}, which is older and cannot load it; install that version here, or use another host",
+            product(definition),
+            taken.version,
+            here.version
         ));
     }
     if here.accel != taken.accel {
@@ -45,28 +56,47 @@ pub fn check(
     Ok(())
 }
 
-/// As [`check`], of a VM that does not run: there is no state of a processor that has to fit. Answers what QEMU is here.
+/// As [`check`], of a VM of QEMU that does not run: there is no state of a processor that has to fit.
 ///
 /// # Errors
 /// As there.
-pub fn check_stopped<'a>(
+pub fn check_stopped(
     definition: &VmDefinition,
     taken: &Facts,
-    here: Option<&'a Facts>,
+    here: &Runner,
+    phase: Phase,
+) -> Result<(), Failure> {
+    if taken.kind != "qemu" || definition.machine.is_some() {
+        let text =
+            format!("{} is a machine of VirtualBox, and only QEMU's VMs are replicated", definition.name);
+        return Err(Failure::new(FailureKind::BadRequest, phase, text));
+    }
+    check_definition(definition, taken, here, phase).map(drop)
+}
+
+/// Answers what would run it here.
+fn check_definition<'a>(
+    definition: &VmDefinition,
+    taken: &Facts,
+    here: &'a Runner,
     phase: Phase,
 ) -> Result<&'a Facts, Failure> {
-    let vm = &definition.name;
+    let (vm, product) = (&definition.name, product(definition));
     let refuse = |text: String| Err(Failure::new(FailureKind::BadRequest, phase, text));
-    if taken.kind != "qemu" || definition.machine.is_some() {
-        let kind = if taken.kind == "qemu" { "virtualbox" } else { &taken.kind };
-        return refuse(format!("{vm} is a machine of {kind}; only QEMU's VMs come to other hosts"));
+    if taken.kind != product.to_lowercase() {
+        return refuse(format!("{vm} is a VM of {product}, and was snapshotted by {}", taken.kind));
     }
-    // Another host wrote it, and QEMU's command line is made of it.
+    // Another host wrote it, and what the hypervisor is told is made of it.
     if let Err(error) = definition.check(Path::new("the manifest of the other host")) {
         return refuse(error.to_string());
     }
-    let Some(here) = here else {
-        return refuse(format!("{vm} is a VM of QEMU, which this host's agent does not drive"));
+    let here = match here {
+        Ok(here) => here,
+        Err(why) => {
+            return refuse(format!(
+                "{vm} is a VM of {product}, which this host's agent does not drive: {why}"
+            ));
+        }
     };
     match definition.nics.iter().find(|nic| !is_device(&nic.bridge)) {
         Some(nic) => refuse(format!(
@@ -77,22 +107,46 @@ pub fn check_stopped<'a>(
     }
 }
 
+fn product(definition: &VmDefinition) -> &'static str {
+    if definition.machine.is_some() { "VirtualBox" } else { "QEMU" }
+}
+
+/// Refuses a VM whose machine was made by hand: it may consist of anything, anywhere. `definition` is of this host.
+///
+/// # Errors
+/// What to do instead, in words.
+pub fn check_machine(definition: &VmDefinition, images: &Images) -> Result<(), String> {
+    let (Some(machine), vm) = (&definition.machine, &definition.name) else { return Ok(()) };
+    let own = images.own_machine(vm).map_err(|error| format!("cannot resolve the state folder: {error}"))?;
+    if *machine == own {
+        return Ok(());
+    }
+    Err(format!(
+        "{vm} has a machine of VirtualBox that was made by hand, {}, and only those of `unasnap vm create` come to other hosts; \
+         move it with VirtualBox's own means: `unasnap files` lists what it consists of",
+        machine.display()
+    ))
+}
+
 /// Major and minor number.
 fn release(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.split(|letter: char| !letter.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Refuses images that need files which have not come with them. `folder` has the files of `manifest`, `placed` says where the
-/// images below the disks lie.
+/// Refuses what would make the hypervisor open files that have not come with it. `folder` has the files of `manifest`, `here`
+/// says where the rest lies.
 ///
 /// # Errors
-/// The image, in words.
-pub fn check_images(manifest: &Manifest, folder: &Path, placed: &VmDefinition) -> Result<(), String> {
+/// The image or the setting, in words.
+pub fn check_images(manifest: &Manifest, folder: &Path, here: &Placed) -> Result<(), String> {
+    if here.definition.machine.is_some() {
+        return coming::check(manifest, folder, here).map_err(|error| chain(&error));
+    }
     let layers = manifest.files.iter().filter(|file| matches!(file.role, FileRole::DiskLayer(_)));
     // What is below a layer is named when it is opened.
     layers.into_iter().try_for_each(|layer| stands_alone(&folder.join(&layer.name), true))?;
-    let images = placed.disks.iter().filter(|disk| disk.format == ImageFormat::Qcow2);
+    let images = here.definition.disks.iter().filter(|disk| disk.format == ImageFormat::Qcow2);
     images.into_iter().try_for_each(|disk| stands_alone(&disk.image, false))
 }
 
@@ -136,8 +190,12 @@ mod tests {
         let text = format!(
             "name = \"web\"\ndeployment = \"shop\"\nmemory_mb = 128\nkernel = \"k\"\n[[nic]]\nbridge = \"{bridge}\"\nmac = \"{mac}\"\n"
         );
-        let definition: VmDefinition = toml::from_str(&text).unwrap();
-        check(&definition, taken, here, Phase::Fetch)
+        let mut definition: VmDefinition = toml::from_str(&text).unwrap();
+        if taken.accel == Accel::VirtualBox {
+            (definition.machine, definition.kernel) = (Some("web.vbox".into()), None);
+        }
+        let here = here.cloned().ok_or_else(|| "it is not installed".to_owned());
+        check(&definition, taken, &here, Phase::Fetch)
             .map_or_else(|failure| failure.text, |()| "fits".to_owned())
     }
 
@@ -159,7 +217,32 @@ mod tests {
             let words = words("lo", &of(taken), Some(&of(here)));
             assert_eq!(words == "fits", fits, "{words}");
         }
-        let other = facts("virtualbox", Accel::VirtualBox);
-        assert!(words("lo", &other, Some(&kvm)).contains("only QEMU's VMs"));
+        let other = Facts { accel: Accel::VirtualBox, ..kvm.clone() };
+        assert!(
+            words("lo", &other, Some(&kvm)).contains("is a VM of VirtualBox, and was snapshotted by qemu")
+        );
+    }
+
+    #[test]
+    fn machines_of_virtualbox_need_one_that_is_as_new_and_their_bridges() {
+        let of = |version: &str| Facts {
+            version: version.to_owned(),
+            machine: String::new(),
+            ..facts("virtualbox", Accel::VirtualBox)
+        };
+        let taken = of("7.2.22_Debianr175245");
+        assert_eq!(words("lo", &taken, Some(&taken)), "fits");
+        assert_eq!(words("lo", &taken, Some(&of("7.2.4r170995"))), "fits");
+        let older = words("lo", &taken, Some(&of("7.1.12r169651")));
+        assert!(
+            older.contains("by VirtualBox 7.2.22_Debianr175245, and this host has 7.1.12r169651"),
+            "{older}"
+        );
+        assert!(words("br-none", &taken, Some(&taken)).contains("a bridge br-none"));
+        let none = words("lo", &taken, None);
+        assert!(
+            none.contains("a VM of VirtualBox, which this host's agent does not drive: it is not installed"),
+            "{none}"
+        );
     }
 }

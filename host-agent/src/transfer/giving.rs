@@ -21,9 +21,8 @@ use super::frozen::{Frozen, Shelf};
 use super::images::{self, Images, hex};
 use super::reading::{Rate, chunks, lengths};
 use super::{fitting, give};
-use crate::definition::VmDefinition;
 use crate::store::manifest::{MANIFEST_FILE, Manifest};
-use crate::store::{Store, files};
+use crate::store::{Placed, Store, files};
 
 /// Transfers at once; others are asked to come back.
 pub const MAX_TRANSFERS: usize = 2;
@@ -98,7 +97,7 @@ impl Giver {
         };
         let (store, images, shelf) = (self.store.clone(), self.images.clone(), Arc::clone(&self.shelf));
         let look: Box<dyn FnOnce() -> Result<Offered> + Send> = match next(&mut reader, OPEN_LIMIT).await? {
-            Some(Ask::Open(wanted)) => Box::new(move || Offered::snapshot(&store, &wanted)),
+            Some(Ask::Open(wanted)) => Box::new(move || Offered::snapshot(&store, &images, &wanted)),
             Some(Ask::Base(digest)) => Box::new(move || Offered::base(&images, digest)),
             Some(Ask::Disks(wanted)) => Box::new(move || Offered::disks(&shelf, &wanted)),
             _ => {
@@ -190,7 +189,7 @@ impl Offered {
         Ok(Self { what, manifest: None, files: Vec::new(), images: vec![Part::at(path)], offer })
     }
 
-    fn snapshot(store: &Store, wanted: &Wanted) -> Result<Self> {
+    fn snapshot(store: &Store, images: &Images, wanted: &Wanted) -> Result<Self> {
         let Wanted { snapshot, vm, digest } = wanted;
         let text = store.manifest_text(snapshot, vm)?;
         let text = text.with_context(|| absent(snapshot, vm))?;
@@ -199,9 +198,10 @@ impl Offered {
             bail!("the manifest of snapshot {snapshot} of VM {vm} is not the one that the coordinator knows");
         }
         let manifest = store.manifest(snapshot, vm)?;
-        let definition = store.definition(snapshot, vm)?;
+        let here = store.here(&manifest)?;
+        fitting::check_machine(&here.definition, images).map_err(Error::msg)?;
         let folder = store.vm_folder(snapshot, vm);
-        let (files, images, offer) = parts(&manifest, &definition, &folder, text.len())?;
+        let (files, images, offer) = parts(&manifest, &here, &folder, text.len())?;
         Ok(Self {
             what: format!("snapshot {snapshot} of VM {vm}"),
             manifest: Some(Part::at(folder.join(MANIFEST_FILE))),
@@ -217,7 +217,7 @@ impl Offered {
         let frozen = shelf.get(wanted);
         let frozen = frozen.with_context(|| format!("the disks of VM {vm} are not frozen as the coordinator knows them; repeat `unasnap vm replicate`"))?;
         let Frozen { manifest, text, folder } = frozen.as_ref();
-        let (files, images, offer) = parts(manifest, &manifest.identity.definition, folder, text.len())?;
+        let (files, images, offer) = parts(manifest, &Placed::nowhere_else(manifest), folder, text.len())?;
         let name = Path::new(MANIFEST_FILE);
         let mut memory = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
         memory.write_all(text)?;
@@ -242,13 +242,13 @@ impl Offered {
 /// Files and images of a manifest, and what is said of them. Its files lie in `folder`.
 fn parts(
     manifest: &Manifest,
-    definition: &VmDefinition,
+    here: &Placed,
     folder: &Path,
     manifest_bytes: usize,
 ) -> Result<(Vec<PathBuf>, Vec<Part>, Offer)> {
-    let images = images::paths(manifest, definition);
-    ensure!(images.len() <= MAX_IMAGES, "VM {} has more than {MAX_IMAGES} images", definition.name);
-    fitting::check_images(manifest, folder, definition).map_err(Error::msg)?;
+    let images = images::paths(here);
+    ensure!(images.len() <= MAX_IMAGES, "VM {} has more than {MAX_IMAGES} images", here.definition.name);
+    fitting::check_images(manifest, folder, here).map_err(Error::msg)?;
     let files: Vec<_> = manifest.files.iter().map(|file| folder.join(&file.name)).collect();
     let offer = Offer {
         manifest_bytes: manifest_bytes as u64,

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use unasnap_protocol::name::Name;
 use unasnap_protocol::transfer::Image;
 
 use crate::bases::{Bases, Known};
-use crate::definition::VmDefinition;
 use crate::hypervisor::base_image::describe;
+use crate::hypervisor::virtualbox::own_machine;
+use crate::store::Placed;
 use crate::store::files;
 use crate::store::manifest::Manifest;
 
@@ -80,6 +82,30 @@ impl Images {
         bases.known().values().find(is_it).map(|known| known.image.path.clone())
     }
 
+    /// A VM of this manifest on this host, with its images in these places, in the order of [`paths`].
+    ///
+    /// # Errors
+    /// Where VMs are kept cannot be resolved.
+    pub fn placed(&self, manifest: &Manifest, images: &[PathBuf]) -> io::Result<Placed> {
+        let mut definition = manifest.identity.definition.clone();
+        let (bases, others) = images.split_at(images.len().min(manifest.bases.len()));
+        definition.disks.iter_mut().zip(bases).for_each(|(disk, here)| disk.image.clone_from(here));
+        let others = definition.kernel.iter_mut().chain(&mut definition.initrd).zip(others);
+        others.for_each(|(path, here)| path.clone_from(here));
+        if definition.machine.is_some() {
+            definition.machine = Some(self.own_machine(&definition.name)?);
+        }
+        Ok(Placed { definition, bases: bases.to_vec() })
+    }
+
+    /// Where a machine of VirtualBox lies here that unasnap has made.
+    ///
+    /// # Errors
+    /// The state folder cannot be resolved.
+    pub fn own_machine(&self, vm: &Name) -> io::Result<PathBuf> {
+        Ok(own_machine(&self.state_dir.canonicalize()?, vm))
+    }
+
     /// Where an image lies once it has come.
     #[must_use]
     pub fn place(&self, image: &Image) -> PathBuf {
@@ -113,21 +139,11 @@ impl Images {
     }
 }
 
-/// The images of a VM on this host, in the order in which an offer names them.
+/// The images of a VM, where they lie on this host, in the order in which an offer names them.
 #[must_use]
-pub fn paths(manifest: &Manifest, definition: &VmDefinition) -> Vec<PathBuf> {
-    let disks = manifest.bases.iter().zip(&definition.disks).map(|(_, disk)| disk.image.clone());
-    disks.chain(definition.kernel.clone()).chain(definition.initrd.clone()).collect()
-}
-
-/// The definition with its images where they lie on this host, in the order of [`paths`].
-#[must_use]
-pub fn placed(definition: &VmDefinition, images: &[PathBuf]) -> VmDefinition {
-    let mut placed = definition.clone();
-    let disks = placed.disks.iter_mut().map(|disk| &mut disk.image);
-    let all = disks.chain(&mut placed.kernel).chain(&mut placed.initrd);
-    all.zip(images).for_each(|(path, here)| path.clone_from(here));
-    placed
+pub fn paths(here: &Placed) -> Vec<PathBuf> {
+    let Placed { definition, bases } = here;
+    bases.iter().chain(&definition.kernel).chain(&definition.initrd).cloned().collect()
 }
 
 /// 64 digits.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use unasnap_channel::Trust;
@@ -12,9 +13,9 @@ use unasnap_protocol::transfer::{Ask, Give, Image, Item, MAX_IMAGES, Offer, Want
 use super::conversation::{Conversation, Result, Wish, blocking, failure, missing};
 use super::fitting;
 use super::images::{self, Images, hex};
-use crate::definition::VmDefinition;
-use crate::store::manifest::{Facts, MAX_MANIFEST_BYTES, Manifest};
-use crate::store::{Incoming, Store, StoreError, files};
+use crate::drivers::Runners;
+use crate::store::manifest::{MAX_MANIFEST_BYTES, Manifest};
+use crate::store::{Incoming, Placed, Store, StoreError, files};
 use crate::works::store_failure;
 
 /// What a host needs to receive.
@@ -25,8 +26,8 @@ pub struct Receiver {
     pub images: Images,
     /// Who we are to the source.
     pub trust: Trust,
-    /// The hypervisor that would restore what comes.
-    pub facts: Option<Facts>,
+    /// The hypervisors that would restore what comes.
+    pub runners: Arc<dyn Runners>,
 }
 
 /// One that is under way.
@@ -98,7 +99,8 @@ impl Transfer<'_> {
         if definition.deployment != *deployment {
             return Err(self.talk.odd(&format!("its VM is one of deployment {}", definition.deployment)));
         }
-        fitting::check(definition, &manifest.hypervisor, self.receiver.facts.as_ref(), Phase::Fetch)?;
+        let runner = fitting::runner(&*self.receiver.runners, definition).await;
+        fitting::check(definition, &manifest.hypervisor, &runner, Phase::Fetch)?;
         // Only now: a source that has nothing better changes nothing here.
         store.set_aside(self.snapshot, self.vm, &manifest).map_err(stored)?;
         let incoming = store.receive(self.snapshot, self.vm, &text).map_err(stored)?;
@@ -144,25 +146,26 @@ impl Transfer<'_> {
 
     fn check_offer(&self, offer: &Offer, manifest: &Manifest) -> Result<()> {
         let definition = &manifest.identity.definition;
-        let images = images::paths(manifest, definition).len();
+        let disks = if definition.machine.is_some() { 1 } else { definition.disks.len() };
+        let images = images::paths(&Placed::nowhere_else(manifest)).len();
         let bases = manifest.bases.iter().zip(&offer.images);
         let fits = offer.data_bytes.len() == manifest.files.len()
             // One that came with none would keep the place that it has on the other host.
-            && manifest.bases.len() == definition.disks.len()
+            && manifest.bases.len() == disks
             && offer.images.len() == images
             && images <= MAX_IMAGES
             && bases.into_iter().all(|(base, image)| base.blake3 == hex(&image.digest));
         if fits { Ok(()) } else { Err(self.talk.odd("its offer does not fit the manifest")) }
     }
 
-    /// All files and images, compared with their digests; the definition with the images' places here. What has come is kept
+    /// All files and images, compared with their digests; how the VM is to be here. What has come is kept
     /// when it breaks off, unless there is no room for it.
     pub async fn everything(
         &mut self,
         offer: &Offer,
         manifest: &Manifest,
         incoming: &Incoming,
-    ) -> Result<VmDefinition> {
+    ) -> Result<Placed> {
         let received = self.receive_all(offer, manifest, incoming).await;
         self.receiver.store.settle_incoming(incoming);
         if received.as_ref().is_err_and(|failure| failure.kind == FailureKind::NoSpace) {
@@ -179,7 +182,7 @@ impl Transfer<'_> {
         offer: &Offer,
         manifest: &Manifest,
         incoming: &Incoming,
-    ) -> Result<VmDefinition> {
+    ) -> Result<Placed> {
         let images = self.receiver.images.clone();
         let wanted = offer.images.clone();
         let searched = images.clone();
@@ -212,7 +215,9 @@ impl Transfer<'_> {
                 }
             });
         }
-        let placed = images::placed(&manifest.identity.definition, &places);
+        let unplaced =
+            |error| failure(FailureKind::Internal, format!("cannot resolve the state folder: {error}"));
+        let placed = images.placed(manifest, &places).map_err(unplaced)?;
         let fits = fitting::check_images(manifest, incoming.folder(), &placed);
         fits.map(|()| placed)
             .map_err(|why| failure(FailureKind::Files, format!("nothing of it is used: {why}")))

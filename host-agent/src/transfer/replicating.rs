@@ -13,7 +13,7 @@ use super::telling::{Far, Mark, told};
 use crate::definition::VmDefinition;
 use crate::hypervisor::SavedVm;
 use crate::store::manifest::{FileRole, Manifest};
-use crate::store::{Incoming, Store, StoreError};
+use crate::store::{Incoming, Placed, Store, StoreError};
 use crate::works::store_failure;
 
 /// Disks that have come.
@@ -21,15 +21,24 @@ pub struct Arrived {
     store: Store,
     incoming: Incoming,
     manifest: Manifest,
-    /// The VM as it is on the other host, with its images where they lie here.
-    pub definition: VmDefinition,
+    here: Placed,
 }
 
 impl Arrived {
     /// The files, every one compared with its digest.
     #[must_use]
     pub fn saved(&self) -> SavedVm<'_> {
-        SavedVm { folder: self.incoming.folder(), manifest: &self.manifest }
+        SavedVm {
+            folder: self.incoming.folder(),
+            manifest: &self.manifest,
+            bases_here: Some(&self.here.bases),
+        }
+    }
+
+    /// The VM as it is on the other host, with its images where they lie here.
+    #[must_use]
+    pub fn definition(&self) -> &VmDefinition {
+        &self.here.definition
     }
 
     /// They are used, or never will be.
@@ -84,7 +93,8 @@ impl Receiver {
             return Err(transfer.talk.odd("it gives more than disks"));
         }
         let definition = &manifest.identity.definition;
-        fitting::check_stopped(definition, &manifest.hypervisor, self.facts.as_ref(), Phase::Fetch)?;
+        let runner = fitting::runner(&*self.runners, definition).await;
+        fitting::check_stopped(definition, &manifest.hypervisor, &runner, Phase::Fetch)?;
         if is_known(definition)? {
             transfer.talk.close().await;
             return Ok(None);
@@ -92,9 +102,9 @@ impl Receiver {
         // Of two replicas of one VM each has its own folder.
         let incoming = self.store.receive(of, name, &text);
         let incoming = incoming.map_err(|error| store_failure(&error, Phase::Fetch))?;
-        let definition = transfer.everything(&offer, &manifest, &incoming).await?;
+        let here = transfer.everything(&offer, &manifest, &incoming).await?;
         transfer.talk.close().await;
-        Ok(Some(Arrived { store: self.store.clone(), incoming, manifest, definition }))
+        Ok(Some(Arrived { store: self.store.clone(), incoming, manifest, here }))
     }
 }
 

@@ -38,6 +38,7 @@ impl Works {
             .store
             .manifest(&envelope.snapshot, name)
             .map_err(|error| store_failure(&error, Phase::Restore))?;
+        let placed = self.store.placed(&manifest).map_err(|error| store_failure(&error, Phase::Restore))?;
         let folder = self.store.vm_folder(&envelope.snapshot, name);
         let failure = |error: HypervisorError| hypervisor_failure(&error, Phase::Restore);
         let mut instance = self.instance.lock().await;
@@ -46,7 +47,8 @@ impl Works {
         colours.end(&taps).await;
         self.hypervisor.destroy(name).await.map_err(failure)?;
         self.owes_discard.store(false, Ordering::Relaxed);
-        let saved = SavedVm { folder: &folder, manifest: &manifest };
+        let bases_here = placed.as_ref().map(|placed| placed.bases.as_slice());
+        let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here };
         let mut vm =
             self.hypervisor.restore(&self.definition, saved, envelope.incarnation).await.map_err(failure)?;
         colours.begin(vm.as_mut(), false).await;

@@ -228,7 +228,9 @@ async fn no_file_of_the_target_is_opened_for_a_vm_that_comes() {
         giving.store.commit(&name(snapshot)).unwrap();
         let taking = Taking::new(&giving);
         // The real source refuses most of them itself; one that lies does not.
-        let lying = giving.source_at(lying(&giving, snapshot).await);
+        let places = base.iter().map(|_| &giving.images[0]).chain([&giving.images[1]]);
+        let places = places.map(|name| images().join(name)).collect();
+        let lying = giving.source_at(lying(&giving, snapshot, places).await);
         for source in [giving.source(), lying] {
             let failure = taking.fetch_of(snapshot, &Source { digest, ..source }).await.unwrap_err();
             assert!(failure.text.contains(words), "{snapshot}: {failure}");
@@ -249,13 +251,11 @@ async fn a_vm_comes_into_the_deployment_that_is_restored_only() {
     assert!(taking.has_nothing());
 }
 
-/// Gives whatever it has, unseen.
-async fn lying(giving: &Giving, snapshot: &str) -> SocketAddr {
+/// Gives whatever it has, unseen; the images from these places.
+pub async fn lying(giving: &Giving, snapshot: &str, places: Vec<PathBuf>) -> SocketAddr {
     let (store, snapshot, vm) = (giving.store.clone(), name(snapshot), name("a"));
     let manifest = store.manifest(&snapshot, &vm).unwrap();
     let text = store.manifest_text(&snapshot, &vm).unwrap().unwrap();
-    let bases = manifest.bases.iter().map(|_| images().join(&giving.images[0]));
-    let places: Vec<PathBuf> = bases.chain([images().join(&giving.images[1])]).collect();
     let image = |path: &PathBuf| Image {
         path: path.display().to_string(),
         size: path.metadata().unwrap().len(),

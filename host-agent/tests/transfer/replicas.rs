@@ -66,7 +66,7 @@ async fn frozen_disks_come_whole_and_nothing_is_left_of_them() {
         let came = fs::read(arrived.saved().folder.join(layer)).unwrap();
         assert_eq!(came, qcow2(600_000, seed, Some("base"), None));
     }
-    let image = &arrived.definition.disks[0].image;
+    let image = &arrived.definition().disks[0].image;
     assert!(image.starts_with(taking.folder.path()), "{}", image.display());
     assert_eq!(fs::metadata(image).unwrap().len(), 700_000);
     arrived.discard().unwrap();

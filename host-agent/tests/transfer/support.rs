@@ -13,6 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use unasnap_channel::Listener;
 use unasnap_host::definition::VmDefinition;
+use unasnap_host::drivers::Runners;
+use unasnap_host::hypervisor::Pending;
 use unasnap_host::store::manifest::{
     Accel, BaseImage, Facts, FileRole, Identity as Of, MANIFEST_FILE, RamWay, Saved, SavedFile,
 };
@@ -38,6 +40,12 @@ pub fn envelope() -> Envelope {
 pub fn facts() -> Facts {
     let (kind, version, machine) = ("qemu".to_owned(), "10.0".to_owned(), "pc".to_owned());
     Facts { kind, version, machine, accel: Accel::Tcg, ram_way: RamWay::Live }
+}
+
+pub fn virtualbox_facts() -> Facts {
+    let (kind, version) = ("virtualbox".to_owned(), "7.2.22_Debianr175245".to_owned());
+    let (machine, accel, ram_way) = (String::new(), Accel::VirtualBox, RamWay::StopAndSave);
+    Facts { kind, version, machine, accel, ram_way }
 }
 
 /// Images are named relative to this folder, so that the target does not find the source's.
@@ -252,12 +260,21 @@ impl Taking {
     }
 }
 
+/// A host that has both hypervisors.
+struct Runs;
+
+impl Runners for Runs {
+    fn facts(&self, virtualbox: bool) -> Pending<'_, Facts> {
+        Box::pin(async move { Ok(if virtualbox { virtualbox_facts() } else { facts() }) })
+    }
+}
+
 pub fn receiver(authority: &Authority, state_dir: &Path, limits: Limits) -> Receiver {
     Receiver {
         store: Store::open(state_dir, limits).unwrap(),
         images: Images::new(state_dir),
         trust: authority.trust("h2.host.unasnap"),
-        facts: Some(facts()),
+        runners: Arc::new(Runs),
     }
 }
 

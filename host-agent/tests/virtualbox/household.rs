@@ -66,13 +66,13 @@ impl House {
         let registry =
             Registry::open(&definitions, drivers, store.clone(), taps, answers, sender.clone(), together);
         let bases = Bases::open(&self.path("state"), &[self.path("images")]).unwrap();
+        let registry = Arc::new(registry.await.unwrap());
         let receiver = Receiver {
             store: store.clone(),
             images: Images::new(&self.path("state")),
             trust: Authority::new().trust("h1.host.unasnap"),
-            facts: None,
+            runners: registry.clone(),
         };
-        let registry = Arc::new(registry.await.unwrap());
         let orders = household::start(registry, bases, store, receiver.into(), Arc::default(), sender);
         Agent { orders, words, _answers }
     }

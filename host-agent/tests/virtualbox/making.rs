@@ -340,7 +340,7 @@ async fn a_machine_is_restored_beside_others_that_have_its_base() {
                 state.machines.values_mut().for_each(|machine| machine.state = "inaccessible")
             });
         }
-        let saved = SavedVm { folder: &folder, manifest: &manifest };
+        let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
         let mut vm = host.driver.restore(&web, saved, 2).await.unwrap();
         host.virtualbox.change(State::end_service);
         assert_eq!(vm.state().await.unwrap(), VmState::Paused, "its disk is known to nobody");

@@ -205,7 +205,7 @@ async fn a_real_machine_is_snapshotted_and_restored() {
     drop(vm);
 
     let folder = store.vm_folder(&name("s1"), &definition.name);
-    let saved = SavedVm { folder: &folder, manifest: &manifest };
+    let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
     // A host that has only the base, under the same name as here.
     let there = Real::new("b", scratch.path());
     std::fs::create_dir_all(there.vbox().parent().unwrap()).unwrap();
@@ -327,8 +327,10 @@ async fn real_machines_share_a_base() {
     let store = Store::open(&here.config.state_dir, Limits::default()).unwrap();
     let manifest = here.snapshot(&driver, &two, &store).await;
     let folder = store.vm_folder(&name("s1"), &two.name);
-    let mut restored =
-        driver.restore(&two, SavedVm { folder: &folder, manifest: &manifest }, 2).await.unwrap();
+    let mut restored = driver
+        .restore(&two, SavedVm { folder: &folder, manifest: &manifest, bases_here: None }, 2)
+        .await
+        .unwrap();
     restored.resume().await.unwrap();
     assert_eq!(restored.state().await.unwrap(), VmState::Running);
     drop(restored);

@@ -262,13 +262,14 @@ async fn a_household_answers_every_task_once() {
     let store = Store::open(house.folder.path(), Limits::default()).unwrap();
     let (handle, _) = registry.make(house.definition("vm1"), Ground::Bases(&[]), 0).await.unwrap();
     let bases = Bases::open(house.folder.path(), &[house.path("images")]).unwrap();
+    let registry = Arc::new(registry);
     let receiver = Receiver {
         store: store.clone(),
         images: Images::new(house.folder.path()),
         trust: Authority::new().trust("h1.host.unasnap"),
-        facts: None,
+        runners: registry.clone(),
     };
-    let orders = household::start(Arc::new(registry), bases, store, receiver.into(), Arc::default(), sender);
+    let orders = household::start(registry, bases, store, receiver.into(), Arc::default(), sender);
     let mut ask = async |number: u64, task: Task| {
         orders.send(HostOrder::Task { number, incarnation: 3, task }).await.unwrap();
         loop {

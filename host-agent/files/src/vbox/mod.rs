@@ -3,11 +3,13 @@
 //! files of all other snapshots are missing there.
 
 mod disks;
+pub mod foreign;
 mod parts;
 mod registry;
 mod saved;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use unasnap_protocol::files::{FileReport, FileRole, SnapshotNode, StoreKind, Totals};
@@ -66,6 +68,29 @@ pub fn track(path: &Path, snapshot: Option<&str>) -> Result<FileReport, FilesErr
 pub fn machine_uuid(path: &Path) -> Result<String, FilesError> {
     let uuid = Settings::read(path)?.uuid;
     uuid.map(|uuid| uuid.plain()).ok_or_else(|| FilesError::damaged(path, "its machine has no UUID"))
+}
+
+/// The hard disks that are attached to a machine, by their UUIDs without braces, in the order of the `.vbox`.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// As it is now.
+    pub now: Vec<String>,
+    /// To each snapshot, by its UUID.
+    pub snapshots: BTreeMap<String, Vec<String>>,
+}
+
+/// What is attached to the machine that `path`, a `.vbox`, describes.
+///
+/// # Errors
+/// The `.vbox` cannot be read or understood.
+pub fn attached(path: &Path) -> Result<Attached, FilesError> {
+    let settings = Settings::read(path)?;
+    let disks = |state: &State| {
+        let disks = state.images.iter().filter(|(_, removable)| !removable);
+        disks.map(|(uuid, _)| uuid.plain()).collect()
+    };
+    let snapshots = settings.snapshots.iter().map(|snapshot| (snapshot.uuid.plain(), disks(&snapshot.state)));
+    Ok(Attached { now: disks(&settings.current), snapshots: snapshots.collect() })
 }
 
 fn report(folder: &Path, settings: &Settings, target: Option<usize>, listing: Listing) -> FileReport {

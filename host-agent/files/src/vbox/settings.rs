@@ -330,6 +330,6 @@ fn foreign(path: &Path, what: impl Into<String>) -> FilesError {
 }
 
 /// Enough of a foreign text to recognise it.
-fn shortened(text: &str) -> String {
+pub fn shortened(text: &str) -> String {
     text.chars().take(40).collect()
 }

@@ -42,7 +42,7 @@ impl Qemu {
                 Some(theirs) => above(&theirs, vm, &self.folder(&other.name), &folder).await?,
                 None => first_layers(vm, &folder).await?,
             },
-            Ground::Frozen(SavedVm { folder: saved, manifest }) => {
+            Ground::Frozen(SavedVm { folder: saved, manifest, .. }) => {
                 disks::from_frozen(manifest, saved, &vm.disks, &folder).await?
             }
         };

@@ -13,6 +13,8 @@ pub struct Info {
     pub memory_mb: u64,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// Its `.vbox`.
+    pub settings: Option<PathBuf>,
     /// Unix socket behind the serial port that serves as the guest channel.
     pub guest_channel: Option<PathBuf>,
 }
@@ -57,8 +59,14 @@ impl State {
 
 impl Info {
     /// Of a machine of which VirtualBox tells no more.
-    pub const INACCESSIBLE: Self =
-        Self { state: State::Inaccessible, locked: false, memory_mb: 0, cpus: 0, guest_channel: None };
+    pub const INACCESSIBLE: Self = Self {
+        state: State::Inaccessible,
+        locked: false,
+        memory_mb: 0,
+        cpus: 0,
+        settings: None,
+        guest_channel: None,
+    };
 
     /// Can VirtualBox do anything with it but forget it?
     #[must_use]
@@ -89,6 +97,7 @@ impl Info {
             locked: value("SessionName").is_ok_and(|name| !name.is_empty()),
             memory_mb: number("memory")?.into(),
             cpus: number("cpus")?,
+            settings: value("CfgFile").ok().map(PathBuf::from),
             guest_channel: (1..=4).find_map(server).map(PathBuf::from),
         })
     }

@@ -230,12 +230,17 @@ impl Machine {
     }
 
     /// Puts the files of a local snapshot in their places; the `.vbox` comes last. The machine is as it was in VirtualBox's snapshot, and
-    /// has none any more, if it is to come `as_saved`; otherwise the `.vbox` is what it was.
-    pub fn lay_out(&self, saved: &Path, layout: &Layout, as_saved: bool) -> Result<(), HypervisorError> {
-        let settings = self.vbox.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let settings = (SETTINGS_FILE.to_owned(), settings);
+    /// has none any more, if it is to come `as_saved`; otherwise the `.vbox` is what it was. Where there are settings `instead`, these count
+    /// and not those of the snapshot.
+    pub fn lay_out(
+        &self,
+        saved: &Path,
+        layout: &Layout,
+        as_saved: bool,
+        instead: Option<&str>,
+    ) -> Result<(), HypervisorError> {
         let wanted = AtomicBool::new(false);
-        for (name, place) in layout.places.iter().chain([&settings]) {
+        for (name, place) in &layout.places {
             if !is_inside(place) || !is_inside(name) {
                 return Err(unsupported(format!(
                     "the snapshot names {place:?}, which lies outside its machine"
@@ -248,14 +253,17 @@ impl Machine {
             // VirtualBox will change or delete what it is given, and the snapshot stays as it is.
             copy(&from, &to, &wanted).map_err(HypervisorError::file("copy", &from))?;
         }
+        let path = saved.join(SETTINGS_FILE);
+        let mut text = match instead {
+            Some(text) => text.to_owned(),
+            None => std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?,
+        };
         if as_saved {
-            let text =
-                std::fs::read_to_string(&self.vbox).map_err(HypervisorError::file("read", &self.vbox))?;
-            let text = vbox::as_saved(&text, &layout.snapshot)
-                .map_err(|why| unsupported(format!("{} is damaged: {why}", self.vbox.display())))?;
-            std::fs::write(&self.vbox, text).map_err(HypervisorError::file("write", &self.vbox))?;
+            text = vbox::as_saved(&text, &layout.snapshot)
+                .map_err(|why| unsupported(format!("{} is damaged: {why}", path.display())))?;
         }
-        Ok(())
+        std::fs::create_dir_all(self.folder()).map_err(HypervisorError::file("create", self.folder()))?;
+        files::write_durably(&self.vbox, text.as_bytes()).map_err(HypervisorError::file("write", &self.vbox))
     }
 }
 

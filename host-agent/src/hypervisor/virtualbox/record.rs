@@ -6,8 +6,12 @@ use serde::{Deserialize, Serialize};
 use unasnap_protocol::name::Name;
 
 use super::super::HypervisorError;
+use crate::definition::VmDefinition;
 use crate::store::files::{remove_folder, write_durably};
 use crate::store::manifest::BaseImage;
+
+/// Longest path of a unix socket, bytes.
+const MAX_SOCKET_PATH: usize = 107;
 
 /// The record of a VM's present or last life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +61,13 @@ impl VmFolder {
         &self.path
     }
 
+    /// Of a VM whose machine is unasnap's own.
+    #[must_use]
+    pub fn of_machine(vm: &VmDefinition) -> Self {
+        let machine = vm.machine.clone().unwrap_or_default();
+        Self { path: machine.parent().map(Path::to_owned).unwrap_or_default(), machine }
+    }
+
     /// See [`own_machine`].
     #[must_use]
     pub fn machine(&self) -> PathBuf {
@@ -67,6 +78,22 @@ impl VmFolder {
     #[must_use]
     pub fn guest_channel(&self) -> PathBuf {
         self.path.join("guest.sock")
+    }
+
+    /// As [`guest_channel`](Self::guest_channel), for settings.
+    ///
+    /// # Errors
+    /// It is longer than sockets' paths are.
+    pub fn short_guest_channel(&self) -> Result<String, HypervisorError> {
+        let socket = self.guest_channel();
+        let (length, path) = (socket.as_os_str().len(), socket.to_string_lossy());
+        if length <= MAX_SOCKET_PATH {
+            return Ok(path.into_owned());
+        }
+        let what = format!(
+            "the socket path {path} has {length} bytes, Linux allows {MAX_SOCKET_PATH}: use a shorter state folder or VM name"
+        );
+        Err(HypervisorError::Unsupported { what })
     }
 
     fn record(&self) -> PathBuf {

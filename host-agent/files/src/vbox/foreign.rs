@@ -1,0 +1,168 @@
+//! The `.vbox` of a machine that another host's unasnap has made, for the VirtualBox of this one.
+//!
+//! VirtualBox opens every file that its settings name, and obeys the rest: what another host has written is not given to it. It gets a
+//! text written anew, of nothing but the elements and attributes that VirtualBox 7.2 writes for such a machine (settings versions
+//! 1.19 and 1.20), with this host's places in it. Anything else is refused by its name, so that nothing is lost silently: a machine
+//! that has been changed by hand would be another one here.
+
+use std::fmt::Write;
+
+use quick_xml::XmlVersion;
+use quick_xml::escape::escape;
+use quick_xml::events::{BytesStart, Event};
+use quick_xml::reader::Reader;
+
+use self::allowed::{ALLOWED, Allowed, LEFT_OUT, May};
+use super::settings::shortened;
+
+mod allowed;
+
+/// What is this host's of a machine that comes.
+#[derive(Debug, Clone, Copy)]
+pub struct Own<'a> {
+    /// The VM's name, which is the machine's.
+    pub name: &'a str,
+    /// The bridges of its cards.
+    pub bridges: &'a [&'a str],
+    /// The socket of its guest channel.
+    pub guest_channel: &'a str,
+}
+
+/// The text of a machine, written anew, without a registry of disks.
+///
+/// # Errors
+/// What is in it that no machine of unasnap's has, in words; or it is no text of a machine.
+pub fn written_anew(text: &str, own: &Own<'_>) -> Result<String, String> {
+    let mut reader = Reader::from_str(text.trim_start_matches('\u{feff}'));
+    let mut copy = Copy {
+        own,
+        text: "<?xml version=\"1.0\"?>\n".to_owned(),
+        inside: Vec::new(),
+        machines: 0,
+        card: false,
+    };
+    loop {
+        let at = reader.buffer_position();
+        let damaged = |error: quick_xml::Error| format!("at byte {at}: {error}");
+        match reader.read_event().map_err(damaged)? {
+            Event::Start(element) if copy.leaves_out(&element) => {
+                reader.read_to_end(element.name()).map_err(damaged)?;
+            }
+            Event::Empty(element) if copy.leaves_out(&element) => {}
+            Event::Start(element) => {
+                let name = copy.element(&element, ">")?;
+                copy.inside.push(name);
+            }
+            Event::Empty(element) => drop(copy.element(&element, "/>")?),
+            Event::End(_) => copy.end(),
+            Event::Text(text) if AsRef::<str>::as_ref(&text).trim().is_empty() => {}
+            Event::Decl(_) | Event::Comment(_) => {}
+            Event::Eof => break,
+            _ => return Err(format!("at byte {at} stands what VirtualBox does not write there")),
+        }
+    }
+    if copy.machines == 1 && copy.inside.is_empty() {
+        return Ok(copy.text);
+    }
+    Err("it is not the text of one machine".to_owned())
+}
+
+/// What was written so far.
+struct Copy<'a> {
+    own: &'a Own<'a>,
+    text: String,
+    /// The elements around the next one.
+    inside: Vec<&'static str>,
+    machines: usize,
+    /// Is the last network card there for the guest?
+    card: bool,
+}
+
+impl Copy<'_> {
+    fn parent(&self) -> &'static str {
+        self.inside.last().copied().unwrap_or_default()
+    }
+
+    fn leaves_out(&self, element: &BytesStart<'_>) -> bool {
+        LEFT_OUT.iter().any(|(parent, name)| *parent == self.parent() && *name == name_of(element))
+    }
+
+    /// Writes the begin of an element, and answers its name.
+    fn element(&mut self, element: &BytesStart<'_>, end: &str) -> Result<&'static str, String> {
+        let (name, parent) = (name_of(element), self.parent());
+        let foreign = || Err(format!("it has {} in {}", shortened(&tag(element)), self.path()));
+        let is_it = |allowed: &&Allowed| allowed.0 == name && allowed.1.contains(&parent);
+        let Some((name, _, attributes)) = ALLOWED.iter().find(is_it) else { return foreign() };
+        if *name == "NAT" && self.card {
+            return foreign();
+        }
+        let mut is_there = false;
+        let mut written = format!("{}<{name}", "  ".repeat(self.inside.len()));
+        for attribute in element.attributes() {
+            let attribute = attribute.map_err(|error| format!("its XML: {error}"))?;
+            let value = attribute.normalized_value(XmlVersion::Implicit1_0);
+            let value = value.map_err(|error| format!("its XML: {error}"))?;
+            let key: &str = attribute.key.as_ref();
+            let odd = || Err(format!("it has {key}={:?} in {}/{name}", shortened(&value), self.path()));
+            let Some((key, may)) = attributes.iter().find(|(allowed, _)| *allowed == key) else {
+                return odd();
+            };
+            is_there |= *key == "enabled" && value == "true";
+            let value = match may {
+                May::GuestChannel => self.own.guest_channel,
+                _ if self.own.allows(may, &value) => &*value,
+                _ => return odd(),
+            };
+            // Writing into a text does not fail.
+            let _ = write!(written, " {key}=\"{}\"", escape(value));
+        }
+        self.machines += usize::from(*name == "Machine");
+        if *name == "Adapter" {
+            self.card = is_there;
+        }
+        self.text += &written;
+        self.text += end;
+        self.text.push('\n');
+        Ok(name)
+    }
+
+    fn end(&mut self) {
+        if let Some(name) = self.inside.pop() {
+            let _ = writeln!(self.text, "{}</{name}>", "  ".repeat(self.inside.len()));
+        }
+    }
+
+    fn path(&self) -> String {
+        if self.inside.is_empty() { "no element".to_owned() } else { self.inside.join("/") }
+    }
+}
+
+impl Own<'_> {
+    fn allows(&self, may: &May, value: &str) -> bool {
+        match may {
+            May::Differ | May::GuestChannel => true,
+            May::Be(values) => values.contains(&value),
+            May::Begin(begin) => value.starts_with(begin),
+            May::Name => value == self.name,
+            May::Bridge => self.bridges.contains(&value),
+            May::SavedState => is_saved_state(value),
+        }
+    }
+}
+
+/// `Snapshots/2026-11-21T02-18-59-952097000Z.sav`.
+fn is_saved_state(place: &str) -> bool {
+    let name = place.strip_prefix("Snapshots/").and_then(|file| file.strip_suffix(".sav"));
+    name.is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'))
+}
+
+fn name_of<'a>(element: &'a BytesStart<'_>) -> &'a str {
+    element.name().into_inner()
+}
+
+fn tag(element: &BytesStart<'_>) -> String {
+    format!("<{}>", AsRef::<str>::as_ref(element))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,296 @@
+//! Machines of VirtualBox that unasnap has made come to another host, with nothing of the one that they come from.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use unasnap_host::bases::{Bases, Considered};
+use unasnap_host::definition::VmDefinition;
+use unasnap_host::hypervisor::virtualbox::own_machine;
+use unasnap_host::store::manifest::{BaseImage, FileRole, Identity, Manifest, Saved, SavedFile};
+use unasnap_host::store::{Placed, files};
+use unasnap_protocol::control::{FailureKind, Source};
+
+use super::hostile::lying;
+use super::support::{Giving, Taking, images, name, virtualbox_facts};
+
+/// As VirtualBox 7.2.22 has written it.
+const SETTINGS: &str = include_str!("../../files/tests/data/own-1.19.vbox");
+/// Its base, its disk at the cut, and the snapshot of VirtualBox that is the cut.
+const BASE: &str = "0c65fe2a-2e6a-4fe9-864e-55e767dc5422";
+const LOWER: &str = "2d309c1e-d210-4b30-a48a-62788978f1ce";
+const CUT: &str = "ad0f1e71-224a-4e61-b954-d95ce9dbc6e8";
+const STATE: &str = "Snapshots/2026-11-22T13-55-46-595463000Z.sav";
+/// Of the base, bytes.
+const BASE_BYTES: usize = 300_000;
+
+/// A VDI as far as its header.
+fn vdi(uuid: &str, parent: Option<&str>, length: usize) -> Vec<u8> {
+    let bytes = |uuid: &str| {
+        let digits = uuid.replace('-', "");
+        let mut bytes: Vec<u8> =
+            (0..16).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect();
+        for group in [0..4, 4..6, 6..8] {
+            bytes[group].reverse();
+        }
+        bytes
+    };
+    let mut image = super::support::noise(length, 11);
+    image[..512].fill(0);
+    image[64..72].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe, 1, 0, 1, 0]);
+    image[76] = if parent.is_some() { 4 } else { 1 };
+    image[368..376].copy_from_slice(&(8_u64 << 20).to_le_bytes());
+    image[392..408].copy_from_slice(&bytes(uuid));
+    if let Some(parent) = parent {
+        image[424..440].copy_from_slice(&bytes(parent));
+    }
+    image
+}
+
+/// A local snapshot before it is saved.
+struct Machine {
+    settings: String,
+    layout: serde_json::Value,
+    lower: Vec<u8>,
+    base: Vec<u8>,
+    machine: PathBuf,
+    saved: Saved,
+}
+
+impl Machine {
+    fn new(giving: &Giving) -> Self {
+        let file = |name: &str, role| SavedFile { name: name.to_owned(), role, blake3: None };
+        let layout = serde_json::json!({
+            "snapshot": CUT,
+            "places": [["lower.vdi", format!("Snapshots/{{{LOWER}}}.vdi")], ["ram.sav", STATE]],
+            "bases": ["/srv/images/debian.vdi"],
+        });
+        let files = vec![
+            file("machine.vbox", FileRole::Settings),
+            file("lower.vdi", FileRole::DifferenceDisk),
+            file("ram.sav", FileRole::SavedState),
+            file("layout.json", FileRole::Layout),
+        ];
+        Self {
+            settings: SETTINGS.replace("name=\"web\"", "name=\"a\"").replace("\"br0\"", "\"lo\""),
+            layout,
+            lower: vdi(LOWER, Some(BASE), 5000),
+            base: vdi(BASE, None, BASE_BYTES),
+            machine: own_machine(&giving.folder.path().canonicalize().unwrap(), &name("a")),
+            saved: Saved { hypervisor: virtualbox_facts(), files, bases: Vec::new() },
+        }
+    }
+
+    /// Where its base lies: relative, so that nobody else finds it there.
+    fn base_place(snapshot: &str, giving: &Giving) -> PathBuf {
+        format!("{}-{snapshot}.vdi", giving.images[0]).into()
+    }
+
+    /// Commits it at the source.
+    fn commit(mut self, giving: &Giving, snapshot: &str) -> Source {
+        let place = Self::base_place(snapshot, giving);
+        fs::write(images().join(&place), &self.base).unwrap();
+        let (size, modified) = (self.base.len() as u64, 1_700_000_000_123_456_789);
+        let blake3 = files::digest(&images().join(&place)).unwrap();
+        self.saved.bases.push(BaseImage { path: place, size, modified, blake3 });
+        let draft = giving.store.begin(&name(snapshot), &name("a")).unwrap();
+        let write = |file: &str, content: &[u8]| fs::write(draft.folder().join(file), content).unwrap();
+        write("machine.vbox", self.settings.as_bytes());
+        write("layout.json", self.layout.to_string().as_bytes());
+        write("lower.vdi", &self.lower);
+        write("ram.sav", b"what the guest thought");
+        let text = format!(
+            "name='a'\ndeployment='d'\nmemory_mb=64\ncpus=2\nmachine='{}'\ncolouring='guest'\n[[nic]]\nbridge='lo'\nmac='52:54:00:00:00:01'\n",
+            self.machine.display()
+        );
+        let definition: VmDefinition = toml::from_str(&text).unwrap();
+        let identity = Identity { snapshot: name(snapshot), deployment: name("d"), epoch: 7, definition };
+        let stored = giving.store.finish(&draft, identity, self.saved).unwrap();
+        giving.store.commit(&name(snapshot)).unwrap();
+        Source { digest: *blake3::Hash::from_hex(&stored.digest).unwrap().as_bytes(), ..giving.source() }
+    }
+}
+
+/// What came, and how it is to be here.
+fn arrived(taking: &Taking, snapshot: &str) -> (Manifest, Placed) {
+    let store = &taking.receiver.store;
+    let manifest = store.manifest(&name(snapshot), &name("a")).unwrap();
+    let placed = store.placed(&manifest).unwrap().unwrap();
+    store.verify_with_bases(&name(snapshot), &name("a")).unwrap();
+    (manifest, placed)
+}
+
+fn is_here(taking: &Taking, machine: &Path) {
+    let own = own_machine(&taking.folder.path().canonicalize().unwrap(), &name("a"));
+    assert_eq!(machine, own);
+}
+
+#[tokio::test]
+async fn a_machine_comes_with_its_base_and_has_its_place_here() {
+    let giving = Giving::start(None).await;
+    let taking = Taking::new(&giving);
+    let machine = Machine::new(&giving);
+    let content = machine.base.clone();
+    let source = machine.commit(&giving, "v");
+    let moved = taking.fetch_of("v", &source).await.unwrap();
+    assert!(moved.sent > BASE_BYTES as u64, "{moved:?}");
+    let (manifest, Placed { definition, bases }) = arrived(&taking, "v");
+    is_here(&taking, definition.machine.as_deref().unwrap());
+    assert_eq!((manifest.bases.len(), bases.len()), (1, 1));
+    assert!(bases[0].starts_with(taking.folder.path().join("images")), "{bases:?}");
+    assert!(fs::read(&bases[0]).unwrap() == content);
+    assert_eq!(taking.receiver.store.definition(&name("v"), &name("a")).unwrap(), definition);
+}
+
+#[tokio::test]
+async fn a_base_that_is_here_is_used_and_not_copied() {
+    let giving = Giving::start(None).await;
+    let taking = Taking::new(&giving);
+    let machine = Machine::new(&giving);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let preloaded = elsewhere.path().join("debian.vdi");
+    fs::write(&preloaded, &machine.base).unwrap();
+    let mut bases = Bases::open(taking.folder.path(), &[elsewhere.path().to_owned()]).unwrap();
+    match bases.consider(preloaded.to_str().unwrap(), Some(name("debian"))).await.unwrap() {
+        Considered::New(unread) => drop(bases.enter(unread.read().await.unwrap()).unwrap()),
+        other => panic!("{other:?}"),
+    }
+    let source = machine.commit(&giving, "preloaded");
+    let moved = taking.fetch_of("preloaded", &source).await.unwrap();
+    assert!(moved.sent < 100_000, "{moved:?}");
+    let (_, placed) = arrived(&taking, "preloaded");
+    assert_eq!(placed.bases, [preloaded.canonicalize().unwrap()]);
+    assert!(!taking.folder.path().join("images").exists());
+}
+
+/// A change, and what is said of it.
+type Case = (&'static str, Box<dyn Fn(&mut Machine)>, &'static str);
+
+fn settings(snapshot: &'static str, there: &'static str, instead: &'static str, words: &'static str) -> Case {
+    let change = move |machine: &mut Machine| {
+        assert!(machine.settings.contains(there), "{there}");
+        machine.settings = machine.settings.replacen(there, instead, 1);
+    };
+    (snapshot, Box::new(change), words)
+}
+
+fn place(snapshot: &'static str, of: usize, place: &'static str) -> Case {
+    (snapshot, Box::new(move |machine| machine.layout["places"][of][1] = place.into()), "into Snapshots/")
+}
+
+/// A source whose machine would make the target's VirtualBox open a file of the target's, or do what none of unasnap's does.
+#[tokio::test]
+async fn no_machine_does_more_here_than_one_that_was_made_here() {
+    const OTHER: &str = "7a5049af-1ef8-43d1-8d59-ee424ef7fce2";
+    let role = |role| move |machine: &mut Machine| machine.saved.files[2].role = role;
+    let cases: Vec<Case> = vec![
+        settings(
+            "shared",
+            "<Clipboard/>",
+            "<SharedFolders><SharedFolder name=\"x\" hostPath=\"/\"/></SharedFolders>",
+            "the settings of a's machine are not as unasnap makes them: it has <SharedFolders>",
+        ),
+        settings("bridge", "Interface name=\"lo\"", "Interface name=\"eth0\"", "name=\"eth0\""),
+        settings("state", "stateFile=\"Snapshots/", "stateFile=\"/etc/", "stateFile=\"/etc/"),
+        settings("name", "name=\"a\"", "name=\"b\"", "name=\"b\""),
+        settings("cut", "<Snapshot uuid=\"{ad0f", "<Snapshot uuid=\"{bd0f", "other snapshots of VirtualBox"),
+        settings(
+            "two",
+            "<Snapshot ",
+            "<Snapshot uuid=\"{7a5049af-1ef8-43d1-8d59-ee424ef7fce2}\" name=\"own\"/><Snapshot ",
+            "other snapshots of VirtualBox",
+        ),
+        settings("disk", "<Image uuid=\"{2d30", "<Image uuid=\"{3d30", "has not come with it"),
+        place("settings-place", 0, "a.vbox"),
+        place("record", 0, "virtualbox.json"),
+        place("absolute", 0, "/root/x.vdi"),
+        place("above", 0, "Snapshots/../../x.vdi"),
+        place("below", 0, "Snapshots/x/x.vdi"),
+        place("other-end", 1, "Snapshots/x.vdi"),
+        (
+            "more-places",
+            Box::new(|machine| machine.layout["places"][0][0] = "lower".into()),
+            "does not put lower.vdi",
+        ),
+        (
+            "unknown-file",
+            Box::new(|machine| {
+                let places = machine.layout["places"].as_array_mut().unwrap();
+                places.push(serde_json::json!(["manifest.json", "Snapshots/x.vdi"]));
+            }),
+            "which has not come",
+        ),
+        ("no-base", Box::new(|machine| machine.layout["bases"] = serde_json::json!([])), "not one disk"),
+        ("nvram", Box::new(role(FileRole::Nvram)), "ram.sav is a Nvram"),
+        ("ram", Box::new(role(FileRole::Ram)), "ram.sav is a Ram"),
+        (
+            "parent",
+            Box::new(|machine| machine.lower = vdi(LOWER, Some(OTHER), 5000)),
+            "stands on another base than the one that came",
+        ),
+        ("whole", Box::new(|machine| machine.lower = vdi(LOWER, None, 5000)), "is not a difference"),
+        ("raw", Box::new(|machine| machine.lower = vec![0; 5000]), "is not a difference"),
+        ("layer", Box::new(|machine| machine.base = vdi(BASE, Some(OTHER), 5000)), "is not a base"),
+    ];
+    for (snapshot, change, words) in cases {
+        let giving = Giving::start(None).await;
+        let mut machine = Machine::new(&giving);
+        change(&mut machine);
+        let source = machine.commit(&giving, snapshot);
+        let taking = Taking::new(&giving);
+        // The real source refuses it itself; one that lies does not.
+        let base = images().join(Machine::base_place(snapshot, &giving));
+        let address = lying(&giving, snapshot, vec![base]).await.to_string();
+        for (source, who) in
+            [(source.clone(), "refuses:"), (Source { address, ..source }, "nothing of it is used:")]
+        {
+            let failure = taking.fetch_of(snapshot, &source).await.expect_err(snapshot);
+            assert!(failure.text.contains(words) && failure.text.contains(who), "{snapshot}: {failure}");
+            assert_eq!(failure.kind, FailureKind::Files, "{snapshot}: {failure}");
+            assert!(taking.has_nothing(), "{snapshot}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_was_made_by_hand_stays_where_it_is() {
+    let giving = Giving::start(None).await;
+    let taking = Taking::new(&giving);
+    let machine = Machine { machine: "/srv/vms/a/a.vbox".into(), ..Machine::new(&giving) };
+    let source = machine.commit(&giving, "by-hand");
+    let failure = taking.fetch_of("by-hand", &source).await.unwrap_err();
+    let words = "a has a machine of VirtualBox that was made by hand, /srv/vms/a/a.vbox";
+    assert!(failure.text.contains(words) && failure.text.contains("`unasnap files`"), "{failure}");
+    assert!(taking.has_nothing());
+    // Whatever a source says of its place, it comes to the place of this host's own.
+    let base = images().join(Machine::base_place("by-hand", &giving));
+    let address = lying(&giving, "by-hand", vec![base]).await.to_string();
+    taking.fetch_of("by-hand", &Source { address, ..source }).await.unwrap();
+    is_here(&taking, arrived(&taking, "by-hand").1.definition.machine.as_deref().unwrap());
+}
+
+#[tokio::test]
+async fn a_machine_without_its_base_is_none() {
+    let giving = Giving::start(None).await;
+    let taking = Taking::new(&giving);
+    let machine = Machine::new(&giving);
+    let source = machine.commit(&giving, "baseless");
+    let address = lying(&giving, "baseless", Vec::new()).await.to_string();
+    let failure = taking.fetch_of("baseless", &Source { address, ..source }).await.unwrap_err();
+    assert!(failure.text.contains("does not fit the manifest"), "{failure}");
+    assert!(taking.has_nothing());
+}
+
+/// Written by a version that knew only VMs of QEMU.
+#[tokio::test]
+async fn what_came_to_an_earlier_version_is_understood() {
+    let giving = Giving::start(None).await;
+    let taking = Taking::new(&giving);
+    taking.fetch(&giving.source()).await.unwrap();
+    let store = &taking.receiver.store;
+    let manifest = store.manifest(&name("s"), &name("a")).unwrap();
+    let placed = store.placed(&manifest).unwrap().unwrap();
+    assert_eq!(placed.bases, [placed.definition.disks[0].image.clone()]);
+    let path = taking.folder.path().join("snapshots/s/a.placed");
+    fs::write(&path, serde_json::to_vec_pretty(&placed.definition).unwrap()).unwrap();
+    assert_eq!(store.placed(&manifest).unwrap(), Some(placed));
+}
