@@ -40,7 +40,7 @@ use self::vm::{Stage, VirtualBoxVm};
 use super::process::Process;
 use super::{FrozenDisks, Ground, Hypervisor, HypervisorError, Pending, SavedVm, Vm, base_image};
 use crate::definition::VmDefinition;
-use crate::store::files::remove_if_there;
+use crate::store::files::{self, remove_if_there};
 use crate::store::manifest::{Accel, Facts, RamWay};
 
 mod buttons;
@@ -271,8 +271,11 @@ impl VirtualBox {
         let shared = bases.first().filter(|_| made).map(|base| base.path.clone());
         let (placed, from, at, as_saved) =
             (machine.clone(), saved.folder.to_owned(), layout.clone(), shared.is_some());
+        // It would keep the bytes of a disk that is no more.
+        let frozen = folder.frozen();
         let placing = tokio::task::spawn_blocking(move || {
             placed.remove_own()?;
+            files::remove_folder(&frozen).map_err(HypervisorError::file("delete", &frozen))?;
             placed.lay_out(&from, &at, as_saved, settings.as_deref())
         });
         let lost = |error| HypervisorError::file("fill", machine.folder())(std::io::Error::other(error));
@@ -418,8 +421,7 @@ impl Hypervisor for VirtualBox {
     }
 
     fn freeze<'a>(&'a self, vm: &'a VmDefinition) -> Pending<'a, FrozenDisks> {
-        let what = format!("VM {} is VirtualBox's, and only QEMU's VMs are replicated", vm.name);
-        Box::pin(async move { Err(HypervisorError::Unsupported { what }) })
+        Box::pin(self.frozen_disks(vm))
     }
 
     /// Its `.vbox` knows them. Where none is yet, a restore brings it.

@@ -13,6 +13,8 @@ use unasnap_host::hypervisor::{Ground, Hypervisor, InPause, SavedVm, VmState};
 use unasnap_host::store::Store;
 use unasnap_host::store::manifest::{BaseImage, Identity};
 use unasnap_host::store::space::Limits;
+use unasnap_host::transfer::frozen::Shelf;
+use unasnap_protocol::transfer::Disks;
 
 use crate::recorded::answer;
 use crate::shared::{Sharing, State, image};
@@ -247,6 +249,37 @@ async fn a_clone_has_what_the_other_ones_disk_holds_and_nothing_in_common_but_th
     let error = host.clone("twin", "third").await.unwrap_err();
     assert!(error.contains("its machine is Saved, not off"), "{error}");
     assert!(host.is_gone("third"));
+}
+
+#[tokio::test]
+async fn a_replica_has_what_the_other_hosts_disk_held_on_a_base_of_its_own() {
+    let (here, there) = (Host::new().await, Host::new().await);
+    here.make("web").await.unwrap();
+    let theirs = here.difference("web");
+    let mut bytes = std::fs::read(&theirs).unwrap();
+    bytes.extend(b"what the guest wrote");
+    std::fs::write(&theirs, &bytes).unwrap();
+    let shelf = Shelf::default();
+    let web = here.vm("web");
+    let digest = shelf.put(&web, here.driver.freeze(&web).await.unwrap()).unwrap();
+    let frozen = shelf.get(&Disks { vm: web.name.clone(), digest }).unwrap();
+    assert_eq!(frozen.manifest.bases, std::slice::from_ref(&here.base));
+
+    there.make("other").await.unwrap();
+    let bases = [there.base.path.clone()];
+    let came = SavedVm { folder: &frozen.folder, manifest: &frozen.manifest, bases_here: Some(&bases) };
+    there.driver.make(&there.vm("twin"), Ground::Frozen(came), 0).await.unwrap();
+    let own = there.difference("twin");
+    assert_eq!(std::fs::read(&own).unwrap()[512..], bytes[512..]);
+    assert_ne!(vdi::read(&own).unwrap().unwrap().uuid(), vdi::read(&theirs).unwrap().unwrap().uuid());
+    // Frozen again, and no link is left of a machine that goes.
+    here.driver.freeze(&web).await.unwrap();
+    here.driver.forget(&web.name).await.unwrap();
+    here.leaves_nothing();
+
+    std::fs::write(&there.base.path, image(0xba5e, None, "another")).unwrap();
+    let error = there.driver.make(&there.vm("third"), Ground::Frozen(came), 0).await.unwrap_err().to_string();
+    assert!(error.contains("is not the one below this snapshot"), "{error}");
 }
 
 #[tokio::test]

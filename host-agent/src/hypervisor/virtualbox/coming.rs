@@ -17,12 +17,19 @@ use crate::store::manifest::{FileRole, Manifest};
 /// Where a machine's differences and saved states lie in its folder.
 const SNAPSHOTS: &str = "Snapshots/";
 
-/// Refuses a local snapshot of a machine that is not one of unasnap's, or of which VirtualBox would open more than has come.
+/// Refuses a local snapshot of a machine that is not one of unasnap's, or of which VirtualBox would open more than has come; also the
+/// disks alone of one that does not run.
 /// `saved` has the files of `manifest`, `here` says where the machine and its base are to lie.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn check(manifest: &Manifest, saved: &Path, here: &Placed) -> Result<(), HypervisorError> {
+    if manifest.files.iter().all(|file| file.role == FileRole::DifferenceDisk) {
+        let [base] = here.bases.as_slice() else {
+            return Err(unsupported("it has not one base".to_owned()));
+        };
+        return layers(manifest, saved, base).map(drop);
+    }
     let layout = Layout::read(saved)?;
     let ([base], [_]) = (here.bases.as_slice(), layout.bases.as_slice()) else {
         return Err(unsupported("its machine has not one disk on one base".to_owned()));

@@ -96,6 +96,12 @@ impl VmFolder {
         Err(HypervisorError::Unsupported { what })
     }
 
+    /// The disk that other hosts may fetch, as another name of the file.
+    #[must_use]
+    pub fn frozen(&self) -> PathBuf {
+        self.path.join("frozen")
+    }
+
     fn record(&self) -> PathBuf {
         self.path.join("virtualbox.json")
     }
