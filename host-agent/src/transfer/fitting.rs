@@ -118,7 +118,7 @@ pub fn check_machine(definition: &VmDefinition, images: &Images) -> Result<(), S
     }
     Err(format!(
         "{vm} has a machine of VirtualBox that was made by hand, {}, and only those of `unasnap vm create` come to other hosts; \
-         move it with VirtualBox's own means: `unasnap files` lists what it consists of",
+         move it with VirtualBox's own means: `unasnap files {vm}` lists what it consists of",
         machine.display()
     ))
 }

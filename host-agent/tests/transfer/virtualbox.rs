@@ -259,7 +259,7 @@ async fn a_machine_that_was_made_by_hand_stays_where_it_is() {
     let source = machine.commit(&giving, "by-hand");
     let failure = taking.fetch_of("by-hand", &source).await.unwrap_err();
     let words = "a has a machine of VirtualBox that was made by hand, /srv/vms/a/a.vbox";
-    assert!(failure.text.contains(words) && failure.text.contains("`unasnap files`"), "{failure}");
+    assert!(failure.text.contains(words) && failure.text.contains("`unasnap files a`"), "{failure}");
     assert!(taking.has_nothing());
     // Whatever a source says of its place, it comes to the place of this host's own.
     let base = images().join(Machine::base_place("by-hand", &giving));

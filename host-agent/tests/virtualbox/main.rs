@@ -9,6 +9,7 @@ mod answers;
 #[path = "../transfer/authority.rs"]
 mod authority;
 mod cuts;
+mod elsewhere;
 mod household;
 mod lives;
 mod making;

@@ -7,13 +7,14 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::virtualbox::calls::{Calls, VBoxManage};
-use unasnap_host::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig, own_machine};
+use unasnap_host::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig, coming, own_machine};
 use unasnap_host::hypervisor::{Ground, Hypervisor, HypervisorError, InPause, SavedVm, VmState};
-use unasnap_host::store::Store;
 use unasnap_host::store::manifest::{BaseImage, Identity, Manifest};
 use unasnap_host::store::space::Limits;
+use unasnap_host::store::{Placed, Store};
 
 use crate::support::name;
 
@@ -259,6 +260,9 @@ impl Real {
 
     /// Of a machine that runs for that, and is off then.
     async fn snapshot(&self, driver: &VirtualBox, vm: &VmDefinition, store: &Store) -> Manifest {
+        // As unasnap has made it.
+        self.order(&format!("modifyvm {} --uart1 off --uart-mode1 disconnected", uuid(&self.machine(vm))))
+            .await;
         let mut running = driver.start(vm, 1).await.unwrap();
         tokio::time::sleep(Duration::from_secs(5)).await;
         let draft = store.begin(&name("s1"), &vm.name).unwrap();
@@ -290,6 +294,33 @@ impl Real {
         while living().is_some() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Restores a snapshot of another host, above this `base`, as it would have come from there; leaves nothing of the machine.
+    async fn goes_on(&self, saved: SavedVm<'_>, base: &Path, starts: u8) {
+        let manifest = saved.manifest;
+        let vm = self.own(manifest.identity.definition.name.as_str());
+        // Nobody has told VirtualBox what it is.
+        let bases = [self.config.state_dir.join("images").join(&manifest.bases[0].blake3)];
+        std::fs::create_dir_all(bases[0].parent().unwrap()).unwrap();
+        std::fs::rename(base, &bases[0]).unwrap();
+        let here = Placed { definition: vm.clone(), bases: bases.to_vec() };
+        coming::check(manifest, saved.folder, &here).unwrap();
+        let driver = VirtualBox::open(self.config.clone()).await.unwrap();
+        let saved = SavedVm { bases_here: Some(&bases), ..saved };
+        let mut restored = driver.restore(&vm, saved, 2).await.unwrap();
+        restored.resume().await.unwrap();
+        assert_eq!(restored.guest_channel_path(), self.machine(&vm).with_file_name("guest.sock"));
+        // Its place was another one where it was snapshotted.
+        drop(UnixStream::connect(restored.guest_channel_path()).await.unwrap());
+        assert_eq!(restored.state().await.unwrap(), VmState::Running);
+        drop(restored);
+        driver.destroy(&vm.name).await.unwrap();
+        assert_eq!(self.starts(&driver, &vm).await, starts + 1);
+        driver.forget(&vm.name).await.unwrap();
+        assert!(!self.order("list vms").await.contains('{'), "VirtualBox still has a machine");
+        let blake3 = blake3::hash(&std::fs::read(&bases[0]).unwrap()).to_hex().to_string();
+        assert_eq!(blake3, manifest.bases[0].blake3, "the base was written");
     }
 
     fn machine(&self, vm: &VmDefinition) -> PathBuf {
@@ -327,10 +358,11 @@ async fn real_machines_share_a_base() {
     let store = Store::open(&here.config.state_dir, Limits::default()).unwrap();
     let manifest = here.snapshot(&driver, &two, &store).await;
     let folder = store.vm_folder(&name("s1"), &two.name);
-    let mut restored = driver
-        .restore(&two, SavedVm { folder: &folder, manifest: &manifest, bases_here: None }, 2)
-        .await
-        .unwrap();
+    let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
+    let copy = scratch.path().join("copy.vdi");
+    std::fs::copy(&image, &copy).unwrap();
+    Real::new("b", scratch.path()).goes_on(saved, &copy, 1).await;
+    let mut restored = driver.restore(&two, saved, 2).await.unwrap();
     restored.resume().await.unwrap();
     assert_eq!(restored.state().await.unwrap(), VmState::Running);
     drop(restored);

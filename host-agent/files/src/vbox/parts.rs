@@ -86,9 +86,8 @@ pub fn machine(text: &str) -> Result<Part, String> {
                     Some(Some(around)) => around.children.push(ended),
                     _ => {
                         let mut all = ended.children.into_iter();
-                        return all
-                            .find(|child| child.name == "Machine")
-                            .ok_or_else(|| "no machine is in it".to_owned());
+                        let is_it = |child: &Part| child.name == "Machine" && child.begin != child.whole;
+                        return all.find(is_it).ok_or_else(|| "no machine is in it".to_owned());
                     }
                 }
             }

@@ -53,9 +53,12 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in
-            ["", "<VirtualBox><Global><MediaRegistry/></Global></VirtualBox>", "<VirtualBox><Machine></x>"]
-        {
+        for text in [
+            "",
+            "<VirtualBox><Global><MediaRegistry/></Global></VirtualBox>",
+            "<VirtualBox><Machine></x>",
+            "<VirtualBox><Machine/></VirtualBox>",
+        ] {
             assert!(with_shared_base(text, BASE, "/b").is_err(), "{text}");
         }
     }
