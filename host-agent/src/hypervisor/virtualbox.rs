@@ -6,6 +6,7 @@
 //! | `calls` | one call of VBoxManage: bounded, and what its answer means |
 //! | `coming` | machines that another host's unasnap has made |
 //! | `config` | the `[virtualbox]` part of `host.toml` |
+//! | `console` | what guests write to their serial consoles |
 //! | `holder` | a base that machines share |
 //! | `info` | `showvminfo` |
 //! | `making` | machines that unasnap makes, clones and deletes |
@@ -22,7 +23,7 @@
 //! VBoxManage cannot load a machine without letting it run. So a restored machine stands *saved* until START: every byte of it was
 //! compared with its digest, and VirtualBox reads it when it starts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,11 +32,12 @@ use unasnap_protocol::name::Name;
 
 use self::calls::{Calls, VBoxManage};
 pub use self::config::VirtualBoxConfig;
+use self::console::Console;
 use self::info::{Info, State};
 use self::machine::{BASE, Layout, Machine, SETTINGS_FILE};
 use self::manage::Manage;
 pub use self::record::own_machine;
-use self::record::{Record, VmFolder};
+use self::record::{Record, VmFolder, socket_path};
 use self::vm::{Stage, VirtualBoxVm};
 use super::process::Process;
 use super::{FrozenDisks, Ground, Hypervisor, HypervisorError, Pending, SavedVm, Vm, base_image};
@@ -47,6 +49,7 @@ mod buttons;
 pub mod calls;
 pub mod coming;
 mod config;
+mod console;
 pub mod holder;
 pub mod info;
 pub mod machine;
@@ -141,7 +144,7 @@ impl VirtualBox {
         let record =
             Record { uuid, incarnation, awaits_resume: false, fenced: false, paused: false, bases, made };
         folder.write(&record)?;
-        prepare_socket(&info)?;
+        prepare_sockets(&info, &folder)?;
         manage.start().await?;
         Ok(Box::new(self.vm(vm, manage, machine, record, &info)))
     }
@@ -158,7 +161,7 @@ impl VirtualBox {
             manage.modify(&[&format!("--vm-execution-engine={engine}")]).await?;
         }
         if info.guest_channel.is_none() {
-            let socket = folder.short_guest_channel()?;
+            let socket = socket_path(&folder.guest_channel())?;
             manage.modify(&["--uart2", "0x2F8", "3", "--uart-mode2", "server", &socket]).await?;
         }
         if !machine.written_bases()?.is_empty() {
@@ -175,10 +178,13 @@ impl VirtualBox {
         record: Record,
         info: &Info,
     ) -> VirtualBoxVm {
+        let folder = self.folder(&vm.name);
+        let console = record.made.then(|| Console::keep(folder.console_socket(), folder.console()));
         VirtualBoxVm {
             manage,
             machine,
-            folder: self.folder(&vm.name),
+            folder,
+            _console: console,
             record,
             facts: self.facts.clone(),
             memory_bytes: info.memory_mb << 20,
@@ -301,7 +307,7 @@ impl VirtualBox {
         }
         let info = manage.info().await?;
         check_size(vm, &info)?;
-        prepare_socket(&info)?;
+        prepare_sockets(&info, &folder)?;
         Ok(Box::new(self.vm(vm, manage, machine, record, &info)))
     }
 
@@ -370,13 +376,14 @@ fn check_size(vm: &VmDefinition, info: &Info) -> Result<(), HypervisorError> {
     Err(HypervisorError::Unsupported { what })
 }
 
-/// VirtualBox makes the socket of the guest channel, if its folder is there and the socket of an earlier process is not.
-fn prepare_socket(info: &Info) -> Result<(), HypervisorError> {
-    let Some(socket) = &info.guest_channel else { return Ok(()) };
-    if let Some(folder) = socket.parent() {
-        std::fs::create_dir_all(folder).map_err(HypervisorError::file("create", folder))?;
+/// VirtualBox makes the sockets of serial ports, if their folder is there and those of an earlier process are not.
+fn prepare_sockets(info: &Info, folder: &VmFolder) -> Result<(), HypervisorError> {
+    for socket in info.guest_channel.iter().chain([&folder.console_socket()]) {
+        let above = socket.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(above).map_err(HypervisorError::file("create", above))?;
+        remove_if_there(socket).map_err(HypervisorError::file("delete", socket))?;
     }
-    remove_if_there(socket).map_err(HypervisorError::file("delete", socket))
+    Ok(())
 }
 
 /// The disks of a snapshot above its bases, each after the one below it.
@@ -422,6 +429,12 @@ impl Hypervisor for VirtualBox {
 
     fn freeze<'a>(&'a self, vm: &'a VmDefinition) -> Pending<'a, FrozenDisks> {
         Box::pin(self.frozen_disks(vm))
+    }
+
+    /// A machine that was made by hand has its own use for its ports.
+    fn console(&self, vm: &Name) -> Option<PathBuf> {
+        let folder = self.folder(vm);
+        folder.read().ok().flatten().filter(|record| record.made).map(|_| folder.console())
     }
 
     /// Its `.vbox` knows them. Where none is yet, a restore brings it.

@@ -66,7 +66,7 @@ impl Credulous {
                 None => return answer("00-global/008-showvminfo-unknown"),
                 Some(vbox) => {
                     let text = std::fs::read_to_string(vbox).unwrap();
-                    let (_, rest) = text.split_once("server=\"true\" path=\"").unwrap();
+                    let (_, rest) = text.rsplit_once("server=\"true\" path=\"").unwrap();
                     let (channel, _) = rest.split_once('"').unwrap();
                     let state = if text.contains("<Snapshot ") { "poweroff" } else { "saved" };
                     format!(

@@ -9,7 +9,7 @@ use unasnap_files::{vbox, vdi};
 
 use super::super::HypervisorError;
 use super::machine::{LAYOUT_FILE, Layout, SETTINGS_FILE};
-use super::record::VmFolder;
+use super::record::{VmFolder, socket_path};
 use crate::definition::VmDefinition;
 use crate::store::Placed;
 use crate::store::manifest::{FileRole, Manifest};
@@ -66,8 +66,10 @@ pub fn written_settings(
     let path = saved.join(SETTINGS_FILE);
     let text = std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?;
     let bridges: Vec<&str> = vm.nics.iter().map(|nic| nic.bridge.as_str()).collect();
-    let guest_channel = folder.short_guest_channel()?;
-    let own = Own { name: vm.name.as_str(), bridges: &bridges, guest_channel: &guest_channel };
+    let guest_channel = socket_path(&folder.guest_channel())?;
+    let console = socket_path(&folder.console_socket())?;
+    let own =
+        Own { name: vm.name.as_str(), bridges: &bridges, guest_channel: &guest_channel, console: &console };
     written_anew(&text, &own).map_err(|what| {
         unsupported(format!(
             "the settings of {}'s machine are not as unasnap makes them: {what}; set it back on the host that it comes from, and take a snapshot there",

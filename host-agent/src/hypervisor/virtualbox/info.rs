@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::record::CONSOLE_SOCKET;
+
 /// The parts that matter here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Info {
@@ -91,14 +93,16 @@ impl Info {
             let value = value(key)?;
             value.parse::<u32>().map_err(|_| format!("its {key} is {value:?}"))
         };
-        let server = |port: u8| value(&format!("uartmode{port}")).ok()?.strip_prefix("server,");
+        let server =
+            |port: u8| value(&format!("uartmode{port}")).ok()?.strip_prefix("server,").map(PathBuf::from);
+        let is_channel = |socket: &PathBuf| !socket.ends_with(CONSOLE_SOCKET);
         Ok(Self {
             state: State::of(value("VMState")?),
             locked: value("SessionName").is_ok_and(|name| !name.is_empty()),
             memory_mb: number("memory")?.into(),
             cpus: number("cpus")?,
             settings: value("CfgFile").ok().map(PathBuf::from),
-            guest_channel: (1..=4).find_map(server).map(PathBuf::from),
+            guest_channel: (1..=4).filter_map(server).find(is_channel),
         })
     }
 }

@@ -13,7 +13,7 @@ use unasnap_protocol::name::Name;
 
 use super::super::{FrozenDisks, Ground, HypervisorError, SavedVm, base_image};
 use super::machine::Machine;
-use super::record::{Record, VmFolder};
+use super::record::{Record, VmFolder, socket_path};
 use super::{State, UNLOCK_LIMIT, VirtualBox, machine};
 use crate::definition::{MAX_DEVICES, VmDefinition};
 use crate::store::files;
@@ -71,6 +71,7 @@ impl VirtualBox {
             made: true,
         })?;
         let vms = self.config.state_dir.join("vms");
+        let console = socket_path(&folder.console_socket())?;
         let machine = machine(vm)?;
         let base = &content.base.path;
         let holder = self.holder(&vm.name, base)?;
@@ -79,7 +80,7 @@ impl VirtualBox {
             holder.hold().await?;
             manage.create(vm.name.as_str(), &vms).await?;
             manage.register(&machine.vbox, &[]).await?;
-            let settings = settings(vm);
+            let settings = settings(vm, &console);
             manage.modify(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await?;
             manage.add_controller().await?;
             manage.attach(base).await?;
@@ -175,10 +176,11 @@ impl VirtualBox {
 }
 
 /// Of `modifyvm`.
-fn settings(vm: &VmDefinition) -> Vec<String> {
+fn settings(vm: &VmDefinition, console: &str) -> Vec<String> {
     let mut settings = vec![format!("--memory={}", vm.memory_mb), format!("--cpus={}", vm.cpus)];
     settings
         .extend(["--audio-enabled=off", "--boot1=disk", "--boot2=none", "--boot3=none"].map(str::to_owned));
+    settings.extend(["--uart1", "0x3F8", "4", "--uart-mode1", "server", console].map(str::to_owned));
     for slot in 1..=MAX_DEVICES {
         match vm.nics.get(slot - 1) {
             Some(nic) => settings.extend([
