@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use tempfile::TempDir;
+use unasnap_files::vbox::foreign::{Own, written_anew};
 use unasnap_files::{FilesError, qcow2 as disks, vbox as machines};
 use unasnap_protocol::files::FileReport;
 
@@ -34,6 +35,16 @@ pub fn vbox(input: &[u8]) {
     let folder = folder_with("web.vbox", input);
     for snapshot in [None, Some("first")] {
         check("web.vbox", machines::track(&folder.path().join("web/web.vbox"), snapshot));
+    }
+}
+
+/// What is understood is written so that it is understood in the same way once more.
+pub fn foreign_vbox(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let own = Own { name: "web", bridges: &["br0"], guest_channel: "/vms/web/guest.sock" };
+    match written_anew(text, &own) {
+        Ok(here) => assert_eq!(written_anew(&here, &own).as_ref(), Ok(&here)),
+        Err(why) => assert!(!why.is_empty()),
     }
 }
 
