@@ -54,6 +54,7 @@ struct Machine {
     base: Vec<u8>,
     machine: PathBuf,
     saved: Saved,
+    bases: usize,
 }
 
 impl Machine {
@@ -77,6 +78,7 @@ impl Machine {
             base: vdi(BASE, None, BASE_BYTES),
             machine: own_machine(&giving.folder.path().canonicalize().unwrap(), &name("a")),
             saved: Saved { hypervisor: virtualbox_facts(), files, bases: Vec::new() },
+            bases: 1,
         }
     }
 
@@ -91,7 +93,7 @@ impl Machine {
         fs::write(images().join(&place), &self.base).unwrap();
         let (size, modified) = (self.base.len() as u64, 1_700_000_000_123_456_789);
         let blake3 = files::digest(&images().join(&place)).unwrap();
-        self.saved.bases.push(BaseImage { path: place, size, modified, blake3 });
+        self.saved.bases = vec![BaseImage { path: place, size, modified, blake3 }; self.bases];
         let draft = giving.store.begin(&name(snapshot), &name("a")).unwrap();
         let write = |file: &str, content: &[u8]| fs::write(draft.folder().join(file), content).unwrap();
         write("machine.vbox", self.settings.as_bytes());
@@ -196,7 +198,7 @@ async fn no_machine_does_more_here_than_one_that_was_made_here() {
         settings(
             "two",
             "<Snapshot ",
-            "<Snapshot uuid=\"{7a5049af-1ef8-43d1-8d59-ee424ef7fce2}\" name=\"own\"/><Snapshot ",
+            "<Snapshot uuid=\"{fa5049af-1ef8-43d1-8d59-ee424ef7fce2}\" name=\"own\"/><Snapshot ",
             "other snapshots of VirtualBox",
         ),
         settings("disk", "<Image uuid=\"{2d30", "<Image uuid=\"{3d30", "has not come with it"),
@@ -229,6 +231,14 @@ async fn no_machine_does_more_here_than_one_that_was_made_here() {
         ),
         ("whole", Box::new(|machine| machine.lower = vdi(LOWER, None, 5000)), "is not a difference"),
         ("raw", Box::new(|machine| machine.lower = vec![0; 5000]), "is not a difference"),
+        (
+            "whole-with-parent",
+            Box::new(|machine| {
+                machine.base = vdi(BASE, Some(OTHER), 5000);
+                machine.base[76] = 1;
+            }),
+            "is not a base",
+        ),
         ("layer", Box::new(|machine| machine.base = vdi(BASE, Some(OTHER), 5000)), "is not a base"),
     ];
     for (snapshot, change, words) in cases {
@@ -269,15 +279,20 @@ async fn a_machine_that_was_made_by_hand_stays_where_it_is() {
 }
 
 #[tokio::test]
-async fn a_machine_without_its_base_is_none() {
+async fn a_machine_stands_on_one_base() {
     let giving = Giving::start(None).await;
     let taking = Taking::new(&giving);
-    let machine = Machine::new(&giving);
-    let source = machine.commit(&giving, "baseless");
-    let address = lying(&giving, "baseless", Vec::new()).await.to_string();
-    let failure = taking.fetch_of("baseless", &Source { address, ..source }).await.unwrap_err();
-    assert!(failure.text.contains("does not fit the manifest"), "{failure}");
-    assert!(taking.has_nothing());
+    for (snapshot, bases) in [("none", 0), ("two", 2)] {
+        let machine = Machine { bases, ..Machine::new(&giving) };
+        let source = machine.commit(&giving, snapshot);
+        let failure = taking.fetch_of(snapshot, &source).await.unwrap_err();
+        assert!(failure.text.contains("not one disk on one base"), "{failure}");
+        let base = images().join(Machine::base_place(snapshot, &giving));
+        let address = lying(&giving, snapshot, vec![base; bases]).await.to_string();
+        let failure = taking.fetch_of(snapshot, &Source { address, ..source }).await.unwrap_err();
+        assert!(failure.text.contains("does not fit the manifest"), "{failure}");
+        assert!(taking.has_nothing());
+    }
 }
 
 /// Written by a version that knew only VMs of QEMU.

@@ -52,7 +52,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "frames", run: wire::frames },
     Target { name: "guest-frames", run: wire::guest_frames },
     Target { name: "control", run: wire::control },
@@ -67,6 +67,7 @@ pub const TARGETS: [Target; 17] = [
     Target { name: "host-config", run: configs::host },
     Target { name: "cluster-config", run: configs::cluster },
     Target { name: "vbox", run: files::vbox },
+    Target { name: "foreign-vbox", run: files::foreign_vbox },
     Target { name: "qcow2", run: files::qcow2 },
     Target { name: "disk", run: images::disk },
     Target { name: "debugfs", run: images::debugfs },
