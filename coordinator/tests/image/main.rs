@@ -7,6 +7,8 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use unasnap_files::vdi::{self, Kind};
+
 const VERSION: &str = "7.8.9";
 /// Where the partition begins, bytes.
 const START: u64 = 1 << 20;
@@ -209,6 +211,27 @@ fn a_qcow2_image_stays_what_it_was() {
     bench.run("qemu-img", &["snapshot", "-c", "one", "image.qcow2"]);
     bench.package("7.9.0");
     bench.refuses("image.qcow2", 5, "internal snapshots");
+}
+
+/// VirtualBox knows a disk by its UUID.
+#[test]
+fn a_vdi_stays_what_it_was() {
+    let bench = Bench::new();
+    bench.partitioned("part.raw");
+    for (kind, options) in [(Kind::Dynamic, "static=off"), (Kind::Fixed, "static=on")] {
+        bench.run("qemu-img", &["convert", "-O", "vdi", "-o", options, "part.raw", "image.vdi"]);
+        let before = vdi::read(&bench.path("image.vdi")).unwrap().unwrap();
+        assert_eq!(before.kind, kind);
+        bench.injects("image.vdi", "is in it");
+        bench.injects("image.vdi", "already has");
+        assert_eq!(vdi::read(&bench.path("image.vdi")).unwrap(), Some(before));
+        bench.run("qemu-img", &["convert", "-f", "vdi", "-O", "raw", "image.vdi", "back.raw"]);
+        bench.assert_injected("back.raw", START, VERSION);
+    }
+    // A difference, as its header says at byte 76.
+    let image = File::options().write(true).open(bench.path("image.vdi")).unwrap();
+    image.write_all_at(&[4], 76).unwrap();
+    bench.refuses("image.vdi", 2, "only a part of an image: make it one file, `VBoxManage clonemedium`");
 }
 
 #[test]

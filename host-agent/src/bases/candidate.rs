@@ -76,6 +76,10 @@ impl Unread {
 /// Whoever opens it from now on cannot write it.
 pub(super) fn make_read_only(path: &Path) -> Result<(), RequestError> {
     let mode = fs::metadata(path).map_err(|error| cannot("read", path, &error))?.permissions().mode();
+    if mode & WRITABLE == 0 {
+        // Only its owner may change that, who need not be the agent.
+        return Ok(());
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(mode & !WRITABLE))
         .map_err(|error| cannot("make read-only", path, &error))
 }

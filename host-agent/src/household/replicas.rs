@@ -54,7 +54,11 @@ pub(super) async fn replicate(
     let come = receiver.replicate(replica, is_known, tell).await.map_err(|failure| refused(failure.text))?;
     let (member, changed) = match &come {
         Some(arrived) => {
-            let definition = of_replica(arrived.definition(), clone, members)?;
+            let mut definition = of_replica(arrived.definition(), clone, members)?;
+            if let Some(machine) = &mut definition.machine {
+                let own = receiver.images.own_machine(&clone.name);
+                *machine = own.map_err(|error| internal(error.to_string()))?;
+            }
             let made = registry.make(definition, Ground::Frozen(arrived.saved()), incarnation).await;
             if let Err(error) = arrived.discard() {
                 tracing::warn!(vm = %clone.name, "what came of its disks is left: {}", chain(&error));

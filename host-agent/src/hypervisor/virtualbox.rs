@@ -6,10 +6,11 @@
 //! | `calls` | one call of VBoxManage: bounded, and what its answer means |
 //! | `coming` | machines that another host's unasnap has made |
 //! | `config` | the `[virtualbox]` part of `host.toml` |
+//! | `console` | what guests write to their serial consoles |
+//! | `holder` | a base that machines share |
 //! | `info` | `showvminfo` |
 //! | `making` | machines that unasnap makes, clones and deletes |
 //! | `manage` | what is asked of VirtualBox about one machine |
-//! | `media` | a base that machines share |
 //! | `machine` | which files belong to a cut; into a local snapshot and out of it |
 //! | `record` | what is remembered between two lives of the host agent |
 //! | `vm` | one machine that runs: prepare, cut, save, discard |
@@ -22,35 +23,38 @@
 //! VBoxManage cannot load a machine without letting it run. So a restored machine stands *saved* until START: every byte of it was
 //! compared with its digest, and VirtualBox reads it when it starts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use unasnap_protocol::name::Name;
 
 use self::calls::{Calls, VBoxManage};
 pub use self::config::VirtualBoxConfig;
+use self::console::Console;
 use self::info::{Info, State};
 use self::machine::{BASE, Layout, Machine, SETTINGS_FILE};
 use self::manage::Manage;
 pub use self::record::own_machine;
-use self::record::{Record, VmFolder};
+use self::record::{Record, VmFolder, socket_path};
 use self::vm::{Stage, VirtualBoxVm};
 use super::process::Process;
 use super::{FrozenDisks, Ground, Hypervisor, HypervisorError, Pending, SavedVm, Vm, base_image};
 use crate::definition::VmDefinition;
-use crate::store::files::remove_if_there;
+use crate::store::files::{self, remove_if_there};
 use crate::store::manifest::{Accel, Facts, RamWay};
 
 mod buttons;
 pub mod calls;
 pub mod coming;
 mod config;
+mod console;
+pub mod holder;
 pub mod info;
 pub mod machine;
 mod making;
 pub mod manage;
-pub mod media;
 mod record;
 mod vm;
 
@@ -64,6 +68,8 @@ pub struct VirtualBox {
     config: VirtualBoxConfig,
     calls: Arc<dyn Calls>,
     facts: Facts,
+    /// One after the other has VirtualBox change which machines share a base.
+    sharing: Mutex<()>,
 }
 
 impl VirtualBox {
@@ -98,7 +104,7 @@ impl VirtualBox {
             accel: Accel::VirtualBox,
             ram_way: RamWay::StopAndSave,
         };
-        Ok(Self { config, calls, facts })
+        Ok(Self { config, calls, facts, sharing: Mutex::default() })
     }
 
     fn manage(&self, vm: &Name, uuid: String) -> Manage {
@@ -116,7 +122,13 @@ impl VirtualBox {
         if manage.find().await?.is_none() {
             manage.register(&machine.vbox, &[]).await?;
         }
-        if manage.info().await?.state.is_alive() {
+        let info = manage.info().await?;
+        if !info.is_accessible() {
+            let why =
+                format!("VirtualBox misses a file of {}: restore its deployment", machine.vbox.display());
+            return Err(manage.wrong_state("start", why));
+        }
+        if info.state.is_alive() {
             return Err(manage.wrong_state("start", "it already runs: destroy that first".to_owned()));
         }
         let mut info = manage.unlocked(UNLOCK_LIMIT).await?;
@@ -132,7 +144,7 @@ impl VirtualBox {
         let record =
             Record { uuid, incarnation, awaits_resume: false, fenced: false, paused: false, bases, made };
         folder.write(&record)?;
-        prepare_socket(&info)?;
+        prepare_sockets(&info, &folder)?;
         manage.start().await?;
         Ok(Box::new(self.vm(vm, manage, machine, record, &info)))
     }
@@ -149,7 +161,7 @@ impl VirtualBox {
             manage.modify(&[&format!("--vm-execution-engine={engine}")]).await?;
         }
         if info.guest_channel.is_none() {
-            let socket = folder.short_guest_channel()?;
+            let socket = socket_path(&folder.guest_channel())?;
             manage.modify(&["--uart2", "0x2F8", "3", "--uart-mode2", "server", &socket]).await?;
         }
         if !machine.written_bases()?.is_empty() {
@@ -166,10 +178,13 @@ impl VirtualBox {
         record: Record,
         info: &Info,
     ) -> VirtualBoxVm {
+        let folder = self.folder(&vm.name);
+        let console = record.made.then(|| Console::keep(folder.console_socket(), folder.console()));
         VirtualBoxVm {
             manage,
             machine,
-            folder: self.folder(&vm.name),
+            folder,
+            _console: console,
             record,
             facts: self.facts.clone(),
             memory_bytes: info.memory_mb << 20,
@@ -248,7 +263,7 @@ impl VirtualBox {
             if info.state.is_alive() {
                 return Err(manage.wrong_state("restore", "it already runs: destroy that first".to_owned()));
             }
-            if settings.is_some() && info.settings.as_ref() != Some(&machine.vbox) {
+            if settings.is_some() && info.is_accessible() && info.settings.as_ref() != Some(&machine.vbox) {
                 let why = format!(
                     "VirtualBox has another machine of its UUID, {}: remove that (VBoxManage unregistervm)",
                     info.settings.unwrap_or_default().display()
@@ -259,13 +274,15 @@ impl VirtualBox {
             manage.unregister().await?;
         }
         let made = folder.owns(vm);
-        for base in bases.iter().filter(|_| made) {
-            manage.free(&base.path).await?;
-        }
-        let (placed, from, at) = (machine.clone(), saved.folder.to_owned(), layout.clone());
+        let shared = bases.first().filter(|_| made).map(|base| base.path.clone());
+        let (placed, from, at, as_saved) =
+            (machine.clone(), saved.folder.to_owned(), layout.clone(), shared.is_some());
+        // It would keep the bytes of a disk that is no more.
+        let frozen = folder.frozen();
         let placing = tokio::task::spawn_blocking(move || {
             placed.remove_own()?;
-            placed.lay_out(&from, &at, made, settings.as_deref())
+            files::remove_folder(&frozen).map_err(HypervisorError::file("delete", &frozen))?;
+            placed.lay_out(&from, &at, as_saved, settings.as_deref())
         });
         let lost = |error| HypervisorError::file("fill", machine.folder())(std::io::Error::other(error));
         placing.await.map_err(lost)??;
@@ -279,11 +296,18 @@ impl VirtualBox {
             made,
         };
         folder.write(&record)?;
-        manage.register(&machine.vbox, &disks(&machine, &layout)).await?;
-        manage.go_back(&layout.snapshot).await?;
+        let differences = differences(&machine, &layout);
+        if let Some(base) = &shared {
+            self.register_on(base, &differences, &vm.name, &manage).await?;
+        } else {
+            let places = layout.bases.iter().map(|place| machine.folder().join(place));
+            let disks: Vec<PathBuf> = places.chain(differences).collect();
+            manage.register(&machine.vbox, &disks).await?;
+            manage.go_back(&layout.snapshot).await?;
+        }
         let info = manage.info().await?;
         check_size(vm, &info)?;
-        prepare_socket(&info)?;
+        prepare_sockets(&info, &folder)?;
         Ok(Box::new(self.vm(vm, manage, machine, record, &info)))
     }
 
@@ -352,21 +376,21 @@ fn check_size(vm: &VmDefinition, info: &Info) -> Result<(), HypervisorError> {
     Err(HypervisorError::Unsupported { what })
 }
 
-/// VirtualBox makes the socket of the guest channel, if its folder is there and the socket of an earlier process is not.
-fn prepare_socket(info: &Info) -> Result<(), HypervisorError> {
-    let Some(socket) = &info.guest_channel else { return Ok(()) };
-    if let Some(folder) = socket.parent() {
-        std::fs::create_dir_all(folder).map_err(HypervisorError::file("create", folder))?;
+/// VirtualBox makes the sockets of serial ports, if their folder is there and those of an earlier process are not.
+fn prepare_sockets(info: &Info, folder: &VmFolder) -> Result<(), HypervisorError> {
+    for socket in info.guest_channel.iter().chain([&folder.console_socket()]) {
+        let above = socket.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(above).map_err(HypervisorError::file("create", above))?;
+        remove_if_there(socket).map_err(HypervisorError::file("delete", socket))?;
     }
-    remove_if_there(socket).map_err(HypervisorError::file("delete", socket))
+    Ok(())
 }
 
-/// The disks of a snapshot, bases first.
-fn disks(machine: &Machine, layout: &Layout) -> Vec<String> {
+/// The disks of a snapshot above its bases, each after the one below it.
+fn differences(machine: &Machine, layout: &Layout) -> Vec<PathBuf> {
     let is_disk = |place: &str| ![".sav", ".nvram"].iter().any(|end| place.ends_with(end));
-    let differences = layout.places.iter().rev().filter(|(_, place)| is_disk(place));
-    let places = layout.bases.iter().chain(differences.map(|(_, place)| place));
-    places.map(|place| machine.folder().join(place).to_string_lossy().into_owned()).collect()
+    let places = layout.places.iter().rev().map(|(_, place)| place).filter(|place| is_disk(place));
+    places.map(|place| machine.folder().join(place)).collect()
 }
 
 impl Hypervisor for VirtualBox {
@@ -404,8 +428,13 @@ impl Hypervisor for VirtualBox {
     }
 
     fn freeze<'a>(&'a self, vm: &'a VmDefinition) -> Pending<'a, FrozenDisks> {
-        let what = format!("VM {} is VirtualBox's, and only QEMU's VMs are replicated", vm.name);
-        Box::pin(async move { Err(HypervisorError::Unsupported { what }) })
+        Box::pin(self.frozen_disks(vm))
+    }
+
+    /// A machine that was made by hand has its own use for its ports.
+    fn console(&self, vm: &Name) -> Option<PathBuf> {
+        let folder = self.folder(vm);
+        folder.read().ok().flatten().filter(|record| record.made).map(|_| folder.console())
     }
 
     /// Its `.vbox` knows them. Where none is yet, a restore brings it.

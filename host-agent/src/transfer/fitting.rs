@@ -56,7 +56,7 @@ pub fn check(definition: &VmDefinition, taken: &Facts, here: &Runner, phase: Pha
     Ok(())
 }
 
-/// As [`check`], of a VM of QEMU that does not run: there is no state of a processor that has to fit.
+/// As [`check`], of a VM that does not run: there is no state of a processor that has to fit.
 ///
 /// # Errors
 /// As there.
@@ -66,11 +66,6 @@ pub fn check_stopped(
     here: &Runner,
     phase: Phase,
 ) -> Result<(), Failure> {
-    if taken.kind != "qemu" || definition.machine.is_some() {
-        let text =
-            format!("{} is a machine of VirtualBox, and only QEMU's VMs are replicated", definition.name);
-        return Err(Failure::new(FailureKind::BadRequest, phase, text));
-    }
     check_definition(definition, taken, here, phase).map(drop)
 }
 

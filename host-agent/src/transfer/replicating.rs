@@ -89,7 +89,8 @@ impl Receiver {
         let (talk, offer) = Conversation::open(source, &self.trust, first, replica.per_second, &tell).await?;
         let mut transfer = Transfer { receiver: self, snapshot: of, vm: of, talk };
         let (text, manifest) = transfer.manifest(&offer).await?;
-        if manifest.files.iter().any(|file| !matches!(file.role, FileRole::DiskLayer(_))) {
+        let is_disk = |role| matches!(role, FileRole::DiskLayer(_) | FileRole::DifferenceDisk);
+        if manifest.files.iter().any(|file| !is_disk(file.role)) {
             return Err(transfer.talk.odd("it gives more than disks"));
         }
         let definition = &manifest.identity.definition;
@@ -108,7 +109,7 @@ impl Receiver {
     }
 }
 
-/// Are these two the same but for the places of their images?
+/// Are these two the same but for the places of their images and machines?
 #[must_use]
 pub fn is_same(one: &VmDefinition, other: &VmDefinition) -> bool {
     let placeless = |definition: &VmDefinition| {
@@ -117,6 +118,7 @@ pub fn is_same(one: &VmDefinition, other: &VmDefinition) -> bool {
         disks
             .chain(&mut placeless.kernel)
             .chain(&mut placeless.initrd)
+            .chain(&mut placeless.machine)
             .for_each(|path| Path::new("").clone_into(path));
         placeless
     };

@@ -268,7 +268,7 @@ impl Works {
     async fn console(&self, lines: u32) -> Result<Vec<u8>, Failure> {
         let Some(path) = self.hypervisor.console(&self.definition.name) else {
             let text = format!(
-                "the hypervisor of {} keeps no log of its serial console; only QEMU's VMs have one",
+                "there is no log of {}'s serial console: its machine was made by hand; `vm create` makes one that has a log",
                 self.definition.name
             );
             return Err(failure(FailureKind::BadRequest, text));

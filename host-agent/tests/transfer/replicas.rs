@@ -140,7 +140,7 @@ async fn only_what_is_frozen_and_known_is_given_and_only_disks_are_taken() {
     let ram = freeze(&giving, |saved| saved.files[1].role = FileRole::Ram);
     assert!(words(replicate(&taking, &ram, "b").await).contains("more than disks"));
     let foreign = freeze(&giving, |saved| saved.hypervisor.kind = "virtualbox".to_owned());
-    assert!(words(replicate(&taking, &foreign, "b").await).contains("only QEMU's VMs"));
+    assert!(words(replicate(&taking, &foreign, "b").await).contains("was snapshotted by virtualbox"));
     assert!(is_empty(&taking));
 }
 

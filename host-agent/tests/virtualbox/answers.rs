@@ -160,9 +160,9 @@ async fn bases_that_another_machine_registered_are_shown_first() {
     ];
     let (replay, manage) = manage(Replay::of(&names), "mr1");
     let vbox = "/srv/hostB/vms/mr1/mr1.vbox";
-    let disk = |uuid: &str| format!("/srv/hostB/vms/mr1/Snapshots/{{{uuid}}}.vdi");
+    let disk = |uuid: &str| format!("/srv/hostB/vms/mr1/Snapshots/{{{uuid}}}.vdi").into();
     let disks = [
-        "/srv/hostB/vms/mabase/mabase.vdi".to_owned(),
+        "/srv/hostB/vms/mabase/mabase.vdi".into(),
         disk("ed2f102a-31a2-496a-a514-237b205dc890"),
         disk("dff495c6-945d-457a-b3fe-853c1ab8f5f6"),
     ];

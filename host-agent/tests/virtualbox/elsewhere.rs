@@ -36,33 +36,51 @@ pub struct Credulous {
     /// Where the machine's settings are, once it is registered.
     pub registered: Mutex<Option<PathBuf>>,
     given: Mutex<Vec<String>>,
-    saved: Mutex<bool>,
+    /// Is the holder of the base registered?
+    holds: Mutex<bool>,
 }
 
 impl Credulous {
     fn carry_out(&self, arguments: &[&str]) -> Answer {
         let mut registered = self.registered.lock().unwrap();
+        let mut holds = self.holds.lock().unwrap();
+        let give = |vbox: &str| self.given.lock().unwrap().push(std::fs::read_to_string(vbox).unwrap());
         let stdout = match arguments {
-            ["registervm", vbox] if vbox::machine_uuid(vbox.as_ref()).unwrap() == MACHINE => {
-                self.given.lock().unwrap().push(std::fs::read_to_string(vbox).unwrap());
-                *registered = Some(vbox.into());
+            ["createvm", "--name", name, "--uuid", BASE, .., above] => {
+                let folder = Path::new(above).join(name);
+                std::fs::create_dir_all(&folder).unwrap();
+                let text = format!(
+                    "<VirtualBox version=\"1.19-linux\"><Machine uuid=\"{{{BASE}}}\"></Machine></VirtualBox>"
+                );
+                std::fs::write(folder.join(format!("{name}.vbox")), text).unwrap();
                 String::new()
             }
+            ["registervm", vbox] => {
+                give(vbox);
+                match vbox::machine_uuid(vbox.as_ref()).unwrap().as_str() {
+                    MACHINE => *registered = Some(vbox.into()),
+                    BASE => *holds = true,
+                    other => panic!("{other}"),
+                }
+                String::new()
+            }
+            ["showvminfo", BASE, ..] if *holds => "memory=4\ncpus=1\nVMState=\"poweroff\"\n".to_owned(),
+            ["showvminfo", BASE, ..] => return answer("00-global/008-showvminfo-unknown"),
             ["showvminfo", MACHINE, ..] => match &*registered {
                 None => return answer("00-global/008-showvminfo-unknown"),
                 Some(vbox) => {
-                    let (state, text) = (self.saved.lock().unwrap(), std::fs::read_to_string(vbox).unwrap());
-                    let (_, rest) = text.split_once("server=\"true\" path=\"").unwrap();
+                    let text = std::fs::read_to_string(vbox).unwrap();
+                    let (_, rest) = text.rsplit_once("server=\"true\" path=\"").unwrap();
                     let (channel, _) = rest.split_once('"').unwrap();
-                    let state = if *state { "saved" } else { "poweroff" };
+                    let state = if text.contains("<Snapshot ") { "poweroff" } else { "saved" };
                     format!(
                         "CfgFile=\"{}\"\nmemory=64\ncpus=2\nVMState=\"{state}\"\nuartmode2=\"server,{channel}\"\n",
                         vbox.display()
                     )
                 }
             },
-            ["snapshot", MACHINE, "restore", CUT] => {
-                *self.saved.lock().unwrap() = true;
+            ["unregistervm", BASE] => {
+                *holds = false;
                 String::new()
             }
             ["unregistervm", MACHINE] => {
@@ -189,7 +207,7 @@ async fn a_machine_of_another_host_is_laid_out_with_the_places_of_this_one() {
     let given = there.virtualbox.given.lock().unwrap().join("");
     assert!(given.contains(&format!("location=\"{}\"", there.bases[0].display())), "{given}");
     let channel = format!("path=\"{}\"", machine.with_file_name("guest.sock").display());
-    assert_eq!(given.matches(&channel).count(), 2, "of the machine and of the cut: {given}");
+    assert_eq!(given.matches(&channel).count(), 1, "the machine is the cut: {given}");
     assert!(!given.contains("/srv/"), "{given}");
     let lower = machine.with_file_name("Snapshots").join(format!("{{{LOWER}}}.vdi"));
     assert_eq!(std::fs::read(lower).unwrap(), image_of(LOWER, Some(BASE), "what was written"));
@@ -201,6 +219,7 @@ async fn a_machine_of_another_host_is_laid_out_with_the_places_of_this_one() {
     there.driver.forget(&there.vm.name).await.unwrap();
     assert!(!machine.exists() && there.bases[0].exists());
     assert_eq!(*there.virtualbox.registered.lock().unwrap(), None);
+    assert!(!*there.virtualbox.holds.lock().unwrap());
 }
 
 #[tokio::test]

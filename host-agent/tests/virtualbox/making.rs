@@ -1,21 +1,24 @@
 //! Machines that unasnap makes on a base that they share, clones and deletes.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempDir;
 use unasnap_files::vdi;
 use unasnap_host::definition::VmDefinition;
-use unasnap_host::hypervisor::virtualbox::machine::{Layout, Machine};
-use unasnap_host::hypervisor::virtualbox::media::media;
+use unasnap_host::hypervisor::virtualbox::holder::media;
 use unasnap_host::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig, own_machine};
-use unasnap_host::hypervisor::{Ground, Hypervisor};
-use unasnap_host::store::manifest::BaseImage;
+use unasnap_host::hypervisor::{Ground, Hypervisor, InPause, SavedVm, VmState};
+use unasnap_host::store::Store;
+use unasnap_host::store::manifest::{BaseImage, Identity};
+use unasnap_host::store::space::Limits;
+use unasnap_host::transfer::frozen::Shelf;
+use unasnap_protocol::transfer::Disks;
 
-use crate::recorded::{answer, fixtures};
-use crate::shared::{Sharing, image, image_of};
-use crate::simulated::{CUT, LOWER, Simulated};
-use crate::support::name;
+use crate::recorded::answer;
+use crate::shared::{Sharing, State, image};
+use crate::support::{name, until};
 
 struct Host {
     folder: TempDir,
@@ -32,7 +35,10 @@ impl Host {
         std::fs::create_dir(folder.path().join("vms")).unwrap();
         let path = folder.path().join("base.vdi");
         std::fs::write(&path, image(0xba5e, None, CONTENT)).unwrap();
-        let base = BaseImage { path, size: 1, modified: 2, blake3: "digest".to_owned() };
+        let meta = std::fs::metadata(&path).unwrap();
+        let modified = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
+        let blake3 = blake3::hash(&image(0xba5e, None, CONTENT)).to_hex().to_string();
+        let base = BaseImage { path, size: meta.size(), modified, blake3 };
         let virtualbox = Arc::new(Sharing::default());
         let driver = Self::driver(&folder, &virtualbox).await;
         Self { folder, virtualbox, driver, base }
@@ -76,6 +82,11 @@ impl Host {
         self.virtualbox.change(|state| assert!(state.written().is_empty(), "a machine writes the base"));
     }
 
+    fn leaves_nothing(&self) {
+        self.virtualbox.change(|state| assert!(state.media.is_empty() && state.machines.is_empty()));
+        assert_eq!(std::fs::read_dir(self.folder.path().join("vms")).unwrap().count(), 0);
+    }
+
     fn is_gone(&self, vm: &str) -> bool {
         let of = format!("{vm}.vbox");
         let known = self
@@ -87,7 +98,7 @@ impl Host {
     /// Calls of the last VM, with `M` for its machine.
     fn calls(&self) -> Vec<String> {
         let base = self.base.path.display().to_string();
-        let machines: Vec<_> = self.virtualbox.change(|state| state.machines.keys().cloned().collect());
+        let machines: Vec<_> = self.virtualbox.change(|state| state.known_machines());
         let short = |call: String| {
             machines.iter().fold(call.replace(&base, "BASE"), |call, uuid| call.replace(uuid, "M"))
         };
@@ -98,20 +109,24 @@ impl Host {
 #[tokio::test]
 async fn machines_share_a_base_and_the_last_one_leaves_it() {
     let host = Host::new().await;
-    host.make("one").await.unwrap();
-    let calls = host.calls();
     let begin =
         ["createvm --name one --uuid M", "registervm ", "modifyvm M ", "storagectl M ", "storageattach M "];
-    assert_eq!(calls.len(), begin.len(), "the base is attached once: {calls:?}");
-    for (call, begin) in calls.iter().zip(begin) {
-        assert!(call.starts_with(begin), "{calls:?}");
+    let holds = ["createvm --name base.M --uuid M", "registervm ", "storagectl M "];
+    for (vm, held) in [("one", &holds[..]), ("two", &[])] {
+        host.make(vm).await.unwrap();
+        let calls = host.calls();
+        let expected: Vec<_> = held.iter().chain(&begin).map(|begin| begin.replace("one", vm)).collect();
+        assert_eq!(calls.len(), expected.len(), "{calls:?}");
+        for (call, begin) in calls.iter().zip(expected) {
+            assert!(call.starts_with(&begin), "{calls:?}");
+        }
     }
-    host.make("two").await.unwrap();
-    assert_eq!(host.calls().len(), begin.len());
     assert_ne!(host.difference("one"), host.difference("two"));
     host.untouched();
 
-    let machine = host.virtualbox.change(|state| state.machines.values().next().unwrap().clone());
+    let machine = host
+        .virtualbox
+        .change(|state| state.machines.values().find(|machine| machine.disk.is_some()).unwrap().clone());
     let expected = [
         ("--memory", "64"),
         ("--cpus", "2"),
@@ -124,15 +139,12 @@ async fn machines_share_a_base_and_the_last_one_leaves_it() {
         assert_eq!(machine.setting(setting), Some(value), "{setting}");
     }
 
-    // The one in whose settings the base stands goes first.
     for vm in ["one", "one", "two"] {
         host.driver.forget(&name(vm)).await.unwrap();
         assert!(host.is_gone(vm));
     }
-    assert!(host.calls().iter().all(|call| call.starts_with("unregistervm") && !call.contains("--delete")));
-    host.make("three").await.unwrap();
-    assert_eq!(host.calls()[1], "closemedium disk BASE", "it was known without a machine");
-    host.difference("three");
+    assert_eq!(host.calls(), ["unregistervm M", "unregistervm M", "closemedium disk M", "unregistervm M"]);
+    host.leaves_nothing();
     host.untouched();
 }
 
@@ -148,7 +160,7 @@ async fn whatever_breaks_off_the_vm_is_made_or_nothing_of_it() {
             let made = host.make("web").await;
             host.virtualbox.change(|state| state.fails = None);
             if made.is_ok() {
-                assert_eq!(number, 6, "calls");
+                assert_eq!(number, 7, "calls");
                 break;
             }
             host.driver = Host::driver(&host.folder, &host.virtualbox).await;
@@ -240,6 +252,37 @@ async fn a_clone_has_what_the_other_ones_disk_holds_and_nothing_in_common_but_th
 }
 
 #[tokio::test]
+async fn a_replica_has_what_the_other_hosts_disk_held_on_a_base_of_its_own() {
+    let (here, there) = (Host::new().await, Host::new().await);
+    here.make("web").await.unwrap();
+    let theirs = here.difference("web");
+    let mut bytes = std::fs::read(&theirs).unwrap();
+    bytes.extend(b"what the guest wrote");
+    std::fs::write(&theirs, &bytes).unwrap();
+    let shelf = Shelf::default();
+    let web = here.vm("web");
+    let digest = shelf.put(&web, here.driver.freeze(&web).await.unwrap()).unwrap();
+    let frozen = shelf.get(&Disks { vm: web.name.clone(), digest }).unwrap();
+    assert_eq!(frozen.manifest.bases, std::slice::from_ref(&here.base));
+
+    there.make("other").await.unwrap();
+    let bases = [there.base.path.clone()];
+    let came = SavedVm { folder: &frozen.folder, manifest: &frozen.manifest, bases_here: Some(&bases) };
+    there.driver.make(&there.vm("twin"), Ground::Frozen(came), 0).await.unwrap();
+    let own = there.difference("twin");
+    assert_eq!(std::fs::read(&own).unwrap()[512..], bytes[512..]);
+    assert_ne!(vdi::read(&own).unwrap().unwrap().uuid(), vdi::read(&theirs).unwrap().unwrap().uuid());
+    // Frozen again, and no link is left of a machine that goes.
+    here.driver.freeze(&web).await.unwrap();
+    here.driver.forget(&web.name).await.unwrap();
+    here.leaves_nothing();
+
+    std::fs::write(&there.base.path, image(0xba5e, None, "another")).unwrap();
+    let error = there.driver.make(&there.vm("third"), Ground::Frozen(came), 0).await.unwrap_err().to_string();
+    assert!(error.contains("is not the one below this snapshot"), "{error}");
+}
+
+#[tokio::test]
 async fn a_machine_that_an_operator_made_is_left_to_him() {
     let host = Host::new().await;
     let mut vm = host.vm("web");
@@ -291,55 +334,74 @@ async fn a_made_machine_is_started_as_it_is() {
 #[test]
 fn recorded_lists_of_disks_are_understood() {
     let all = media(&answer("04b-multiattach-modifymedium/017-list-hdds").stdout);
-    let base = all.iter().find(|medium| medium.location == "/srv/hostA/vms/base/base.vdi").unwrap();
+    let base =
+        all.iter().find(|medium| medium.location == Path::new("/srv/hostA/vms/base/base.vdi")).unwrap();
     assert!(base.is_shared && base.parent == "base");
     assert_eq!(all.iter().filter(|medium| medium.parent == base.uuid).count(), 2);
     assert!(all.iter().all(|medium| !medium.is_shared || medium.uuid == base.uuid));
 }
 
-/// A base that another machine's settings told of at the cut, or tell of now.
-#[test]
-fn a_restored_machine_tells_of_its_base_and_of_its_own_disks() {
-    const DISK: &str = "51368c82-07b4-4ddb-a68d-92d0b8e2b3c4";
-    const UPPER: &str = "d6869b71-e99d-40dc-b52b-576a1c900dd4";
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    let saved = path("saved");
-    std::fs::create_dir_all(&saved).unwrap();
-    std::fs::write(path("base.vdi"), image_of(DISK, None, "")).unwrap();
-    std::fs::write(saved.join("lower.vdi"), image_of(LOWER, Some(DISK), "")).unwrap();
-    std::fs::write(saved.join("ram.sav"), "what the guest thought").unwrap();
-    let text = std::fs::read_to_string(fixtures().join("running.vbox")).unwrap();
-    let (before, rest) = text.split_once("    <MediaRegistry>").unwrap();
-    let (_, after) = rest.split_once("</MediaRegistry>\n").unwrap();
-    let text = format!("{before}{after}");
-    let lower = Simulated::disk(LOWER);
-    let place = |name: &str, place: &str| (name.to_owned(), place.to_owned());
-    let layout = Layout {
-        snapshot: CUT.to_owned(),
-        places: vec![place("lower.vdi", &lower), place("ram.sav", "Snapshots/ram.sav")],
-        bases: vec![path("base.vdi").display().to_string()],
-    };
-    let machine = Machine { vbox: path("web/web.vbox") };
-    let lay_out = |text: &str, shares: bool| {
-        std::fs::write(saved.join("machine.vbox"), text).unwrap();
-        machine.lay_out(&saved, &layout, shares, None).unwrap();
-        std::fs::read_to_string(&machine.vbox).unwrap()
-    };
-    let made = lay_out(&text, true);
-    let (_, disks) = made.split_once("<MediaRegistry>").unwrap();
-    let (disks, _) = disks.split_once("</MediaRegistry>").unwrap();
-    let begin = |part: &str| disks.find(part).unwrap_or_else(|| panic!("{disks} lacks {part}"));
-    let base = format!("location=\"{}\" format=\"VDI\" type=\"MultiAttach\"", path("base.vdi").display());
-    let upper = format!("location=\"{}\" format=\"VDI\"/>", Simulated::disk(UPPER));
-    assert!(begin(&base) < begin(&format!("location=\"{lower}\"")) && begin(&lower) < begin(&upper));
-    assert_eq!(
-        machine.disks().map(|_| ()).unwrap_err().to_string().matches(UPPER).count(),
-        1,
-        "it was not saved"
+/// VirtualBox's own service may end at any time between.
+#[tokio::test]
+async fn a_machine_is_restored_beside_others_that_have_its_base() {
+    let host = Host::new().await;
+    for vm in ["web", "other"] {
+        host.make(vm).await.unwrap();
+    }
+    let store = Store::open(host.folder.path(), Limits::default()).unwrap();
+    let web = host.vm("web");
+    let mut vm = host.driver.start(&web, 0).await.unwrap();
+    let draft = store.begin(&name("s1"), &web.name).unwrap();
+    vm.prepare_cut(draft.folder()).await.unwrap();
+    vm.cut(InPause::nothing()).await.unwrap();
+    let saved = vm.save().await.unwrap();
+    assert_eq!(saved.bases, std::slice::from_ref(&host.base));
+    let identity =
+        Identity { snapshot: name("s1"), deployment: name("d"), epoch: 1, definition: web.clone() };
+    store.finish(&draft, identity, saved).unwrap();
+    let manifest = store.verify(&name("s1"), &web.name).unwrap();
+    let folder = store.vm_folder(&name("s1"), &web.name);
+    until(|| host.virtualbox.change(|state| state.machines.values().all(|machine| machine.cut.is_none())))
+        .await;
+    drop(vm);
+    host.driver.destroy(&web.name).await.unwrap();
+
+    host.driver.forget(&name("other")).await.unwrap();
+    for lost in [false, true, false] {
+        if lost {
+            host.virtualbox.change(|state| {
+                state.machines.values_mut().for_each(|machine| machine.state = "inaccessible")
+            });
+        }
+        let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
+        let mut vm = host.driver.restore(&web, saved, 2).await.unwrap();
+        host.virtualbox.change(State::end_service);
+        assert_eq!(vm.state().await.unwrap(), VmState::Paused, "its disk is known to nobody");
+        vm.resume().await.unwrap();
+        host.difference("web");
+        host.driver.destroy(&web.name).await.unwrap();
+        host.virtualbox.change(State::end_service);
+        host.make("other").await.unwrap();
+        host.driver.forget(&name("other")).await.unwrap();
+        host.untouched();
+    }
+    host.driver.forget(&web.name).await.unwrap();
+    host.leaves_nothing();
+}
+
+#[tokio::test]
+async fn a_machine_that_virtualbox_cannot_read_is_named_and_can_be_deleted() {
+    let host = Host::new().await;
+    host.make("web").await.unwrap();
+    let lose =
+        |state: &mut State| state.machines.values_mut().for_each(|machine| machine.state = "inaccessible");
+    host.virtualbox.change(lose);
+    let error = host.driver.start(&host.vm("web"), 0).await.map(drop).unwrap_err().to_string();
+    assert!(
+        error.contains("VirtualBox misses a file of") && error.contains("restore its deployment"),
+        "{error}"
     );
-    // One by itself stays as it was, and so does one with snapshots that are not here.
-    assert_eq!(lay_out(&text, false), text);
-    let branched = text.replacen(DISK, "00000000-07b4-4ddb-a68d-92d0b8e2b3c4", 1);
-    assert_eq!(lay_out(&branched, true), branched);
+    host.driver.forget(&name("web")).await.unwrap();
+    assert!(host.is_gone("web"));
+    host.leaves_nothing();
 }

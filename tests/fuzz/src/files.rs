@@ -5,8 +5,11 @@ use std::path::Path;
 
 use tempfile::TempDir;
 use unasnap_files::vbox::foreign::{Own, written_anew};
+use unasnap_files::vbox::{as_saved, with_shared_base};
 use unasnap_files::{FilesError, qcow2 as disks, vbox as machines};
 use unasnap_protocol::files::FileReport;
+
+const UUID: &str = "20d1e9a4-523c-4243-a6bd-635926e1d6f9";
 
 /// A new folder; in memory if the machine has such a file system.
 pub(crate) fn folder() -> TempDir {
@@ -38,10 +41,17 @@ pub fn vbox(input: &[u8]) {
     }
 }
 
-/// What is understood is written so that it is understood in the same way once more.
+/// What is understood is written so that it is understood in the same way once more. What is done next to settings that are believed
+/// changes others, too, or says why not.
 pub fn foreign_vbox(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
-    let own = Own { name: "web", bridges: &["br0"], guest_channel: "/vms/web/guest.sock" };
+    let (guest_channel, console) = ("/vms/web/guest.sock", "/vms/web/console.sock");
+    let own = Own { name: "web", bridges: &["br0"], guest_channel, console };
+    let snapshot = text.split_once("<Snapshot uuid=\"{").and_then(|(_, rest)| rest.split_once('}'));
+    let saved = snapshot.map(|(uuid, _)| as_saved(text, uuid));
+    for changed in saved.into_iter().chain([with_shared_base(text, UUID, "/b&<\"")]) {
+        assert!(changed.map_or_else(|why| !why.is_empty(), |text| text.contains("<Machine")));
+    }
     match written_anew(text, &own) {
         Ok(here) => assert_eq!(written_anew(&here, &own).as_ref(), Ok(&here)),
         Err(why) => assert!(!why.is_empty()),

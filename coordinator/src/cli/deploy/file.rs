@@ -10,6 +10,7 @@
 //! base = "debian-12"
 //! profile = "small"
 //! disk_mb = 2048
+//! hypervisor = "virtualbox"   # then the base is a VDI; may be left out: "qemu"
 //!
 //! [[vms.nic]]
 //! bridge = "br0"
@@ -86,6 +87,8 @@ struct Group {
     #[serde(default)]
     count: Option<u32>,
     base: Name,
+    #[serde(default)]
+    hypervisor: Runner,
     #[serde(default)]
     profile: Option<Profile>,
     #[serde(default)]
@@ -257,7 +260,7 @@ impl Group {
             append: self.append.clone(),
             colouring: colouring(&self.colouring).map_err(|error| self.wrong(&error))?,
             nics: self.nic.iter().map(nic).collect::<Result<_>>()?,
-            hypervisor: Runner::Qemu,
+            hypervisor: self.hypervisor,
         })
     }
 }
@@ -281,6 +284,7 @@ mod tests {
         [[vms]]
         name = 'db'
         base = 'debian-12'
+        hypervisor = 'virtualbox'
         cores = 3
         memory_mb = 700
         [[vms.nic]]
@@ -302,6 +306,7 @@ mod tests {
         let size = |at: usize| (all[at].vm.cpus, all[at].vm.memory_mb, all[at].disk_bytes >> 20);
         assert_eq!((size(0), size(3)), ((2, 2048, 2048), (3, 700, 1024)));
         assert_eq!(all[2].vm.nics[0].addresses, ["10.0.1.0".parse().unwrap()]);
+        assert_eq!((all[0].vm.hypervisor, all[3].vm.hypervisor), (Runner::Qemu, Runner::Virtualbox));
         assert_eq!(file.algorithm, Algorithm::BestFit);
         assert_eq!(file.sources().len(), 1);
     }
@@ -332,6 +337,7 @@ mod tests {
             ("'db'", "'web-2'", "two VMs are called web-2"),
             ("'db'", "'../db'", "not a valid name"),
             ("best-fit", "worst-fit", "unknown variant `worst-fit`"),
+            ("'virtualbox'", "'bochs'", "unknown variant `bochs`, expected `qemu` or `virtualbox`"),
             ("disk_mb", "disc_mb", "unknown field `disc_mb`"),
             ("deploying_s", "deploying_m", "unknown field `deploying_m`"),
             ("deployment = 'shop'", "", "missing field `deployment`"),

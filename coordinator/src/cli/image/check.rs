@@ -23,7 +23,7 @@ const WANTS: &str = "/etc/systemd/system/multi-user.target.wants";
 /// What is checked.
 #[derive(Args)]
 pub struct Check {
-    /// A qcow2 or raw image here
+    /// A qcow2, VDI or raw image here
     file: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! Raw and qcow2. Before anything looks at what is on an image, it becomes a raw disk; what is to be changed becomes again what it
+//! Raw, qcow2 and VDI. Before anything looks at what is on an image, it becomes a raw disk; what is to be changed becomes again what it
 //! was by its [`Form`].
 
 use std::fs;
@@ -8,9 +8,15 @@ use std::path::Path;
 use serde::Deserialize;
 use tempfile::TempDir;
 use unasnap_files::qcow2::{self, Needs};
+use unasnap_files::vdi;
 
 use super::{disk, tool};
 use crate::failure::{CliError, Kind, Result};
+
+/// A copy of the image that is to be changed.
+const COPY: &str = "copy";
+/// What takes its place.
+const NEW: &str = "new";
 
 /// A folder for temporary files with the raw disk of `image` in it, to be read only: a raw image is not copied.
 pub async fn lay_out(image: &Path) -> Result<TempDir> {
@@ -21,76 +27,127 @@ pub async fn lay_out(image: &Path) -> Result<TempDir> {
     let unreadable = |error| CliError::usage(format!("{} cannot be read: {error}", image.display()));
     let source = image.canonicalize().map_err(unreadable)?;
     let link = |name: &str| symlink(&source, folder.path().join(name)).map_err(internal);
-    match qcow2::needs(image)? {
-        None => link(disk::NAME)?,
-        Some(Needs { backing: false, data_file: false }) => {
+    match Format::of(image)? {
+        Format::Raw => link(disk::NAME)?,
+        packed => {
             link("image")?;
-            unpack(folder.path(), "image", image).await?;
-        }
-        // One that names another file could make `qemu-img` read any file of this machine.
-        Some(_) => {
-            return Err(CliError::usage(format!(
-                "{} is only a part of an image: make it one file, `qemu-img convert -O qcow2`",
-                image.display()
-            )));
+            packed.unpack(folder.path(), "image", image).await?;
         }
     }
     Ok(folder)
 }
 
-/// Makes the raw disk of the qcow2 image `from` in `folder`; an error calls it `image`.
-async fn unpack(folder: &Path, from: &str, image: &Path) -> Result<()> {
-    let convert = ["convert", "-f", "qcow2", "-O", "raw", from, disk::NAME];
-    let converted = tool::output(folder, "qemu-img", &convert, tool::LONG).await?;
-    if converted.status.success() {
-        return Ok(());
+/// What an image is that is one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Raw,
+    Qcow2,
+    Vdi,
+}
+
+impl Format {
+    /// Of this image; refused where a part of it lies in another file, which could be any of this machine.
+    pub fn of(image: &Path) -> Result<Self> {
+        let part = |tool: &str| {
+            Err(CliError::usage(format!(
+                "{} is only a part of an image: make it one file, `{tool}`",
+                image.display()
+            )))
+        };
+        if let Some(header) = vdi::read(image)? {
+            let is_whole =
+                matches!(header.kind, vdi::Kind::Dynamic | vdi::Kind::Fixed) && header.parent().is_none();
+            return if is_whole { Ok(Self::Vdi) } else { part("VBoxManage clonemedium") };
+        }
+        match qcow2::needs(image)? {
+            None => Ok(Self::Raw),
+            Some(Needs { backing: false, data_file: false }) => Ok(Self::Qcow2),
+            Some(_) => part("qemu-img convert -O qcow2"),
+        }
     }
-    let said = tool::said(&converted);
-    Err(CliError::usage(format!("{} cannot be unpacked: {said}", image.display())))
+
+    /// As QEMU's programs call it.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Vdi => "vdi",
+        }
+    }
+
+    /// Makes the raw disk of the image `from` in `folder`; an error calls it `image`.
+    async fn unpack(self, folder: &Path, from: &str, image: &Path) -> Result<()> {
+        let convert = ["convert", "-f", self.label(), "-O", "raw", from, disk::NAME];
+        let converted = tool::output(folder, "qemu-img", &convert, tool::LONG).await?;
+        if converted.status.success() {
+            return Ok(());
+        }
+        let said = tool::said(&converted);
+        Err(CliError::usage(format!("{} cannot be unpacked: {said}", image.display())))
+    }
 }
 
 /// How the image was, and is to be again.
 pub enum Form {
     Raw,
     Qcow2 { info: Info, compressed: bool },
+    Vdi(vdi::Header),
 }
 
 impl Form {
     /// Makes a raw disk in `folder` that may be written to.
-    pub async fn unfold(image: &Path, qcow2: bool, folder: &Path) -> Result<Self> {
-        let to = if qcow2 { "copy" } else { disk::NAME };
+    pub async fn unfold(image: &Path, format: Format, folder: &Path) -> Result<Self> {
+        let to = if format == Format::Raw { disk::NAME } else { COPY };
         let copy =
             ["--reflink=auto", "--sparse=always", "--", &image.to_string_lossy(), to].map(str::to_owned);
         tool::text(folder, "cp", &copy, tool::LONG).await?;
-        if !qcow2 {
-            return Ok(Self::Raw);
-        }
+        let form = match (format, vdi::read(&folder.join(to))?) {
+            (Format::Raw, _) => return Ok(Self::Raw),
+            (Format::Vdi, Some(header)) => Self::Vdi(header),
+            _ => Self::qcow2(image, folder).await?,
+        };
+        format.unpack(folder, COPY, image).await?;
+        let _ = fs::remove_file(folder.join(COPY));
+        Ok(form)
+    }
+
+    async fn qcow2(image: &Path, folder: &Path) -> Result<Self> {
         let info =
-            tool::text(folder, "qemu-img", &["info", "-f", "qcow2", "--output=json", "copy"], tool::SHORT);
+            tool::text(folder, "qemu-img", &["info", "-f", "qcow2", "--output=json", COPY], tool::SHORT);
         let info: Info = parse(&info.await?)?;
         if let Some(why) = info.would_be_lost() {
             return Err(CliError::new(Kind::Refused, format!("{}: {why}", image.display())));
         }
         // Its exit code tells of leaks as well, which do no harm.
-        let check = ["check", "-f", "qcow2", "--output=json", "copy"];
+        let check = ["check", "-f", "qcow2", "--output=json", COPY];
         let check = tool::output(folder, "qemu-img", &check, tool::LONG).await?;
         let check: Check = parse(&String::from_utf8_lossy(&check.stdout))?;
-        unpack(folder, "copy", image).await?;
-        let _ = fs::remove_file(folder.join("copy"));
         Ok(Self::Qcow2 { info, compressed: check.compressed_clusters > 0 })
     }
 
     /// Makes the image of the raw disk; answers its name.
     pub async fn fold(&self, folder: &Path) -> Result<&'static str> {
-        let Self::Qcow2 { info, compressed } = self else { return Ok(disk::NAME) };
-        let options = info.options();
-        let mut convert = vec!["convert", "-f", "raw", "-O", "qcow2", "-o", &options];
+        let (format, options, compressed) = match self {
+            Self::Raw => return Ok(disk::NAME),
+            Self::Qcow2 { info, compressed } => (Format::Qcow2, info.options(), *compressed),
+            Self::Vdi(header) if header.kind == vdi::Kind::Fixed => {
+                (Format::Vdi, "static=on".to_owned(), false)
+            }
+            Self::Vdi(_) => (Format::Vdi, "static=off".to_owned(), false),
+        };
+        let mut convert = vec!["convert", "-f", "raw", "-O", format.label(), "-o", &options];
         convert.extend(compressed.then_some("-c"));
-        convert.extend([disk::NAME, "new"]);
+        convert.extend([disk::NAME, NEW]);
         tool::text(folder, "qemu-img", &convert, tool::LONG).await?;
-        let compare = ["compare", "-f", "raw", "-F", "qcow2", disk::NAME, "new"];
+        let compare = ["compare", "-f", "raw", "-F", format.label(), disk::NAME, NEW];
         tool::text(folder, "qemu-img", &compare, tool::LONG).await?;
-        Ok("new")
+        if let Self::Vdi(header) = self {
+            // By that VirtualBox knows it.
+            let renamed = |uuid| vdi::rename(&fs::File::options().write(true).open(folder.join(NEW))?, uuid);
+            let failed = |error| CliError::internal(format!("cannot give the new image its UUID: {error}"));
+            header.uuid().as_deref().map(renamed).transpose().map_err(failed)?;
+        }
+        Ok(NEW)
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use unasnap_files::qcow2::{self, Needs};
 
 use super::disk::Disk;
-use super::form::Form;
+use super::form::{Form, Format};
 use super::payload::Payload;
 use super::root;
 use crate::cli::output;
@@ -39,7 +39,7 @@ struct Outcome {
 /// `image inject-agent`.
 #[derive(Args)]
 pub struct InjectAgent {
-    /// A raw or qcow2 image with systemd on an ext4 file system, in a partition or on the whole disk
+    /// A raw, qcow2 or VDI image with systemd on an ext4 file system, in a partition or on the whole disk
     image: PathBuf,
     /// Take the agent from its Debian package [default: the unasnap-guest beside this program]
     #[arg(long, value_name = "DEB", conflicts_with = "agent")]
@@ -76,7 +76,7 @@ async fn inject(wanted: &InjectAgent) -> Result<Outcome> {
     let image = Image::claim(&wanted.image)?;
     let work = Work::begin(&image.path)?;
     let payload = Payload::load(wanted, &work.0).await?;
-    let form = Form::unfold(&image.path, image.qcow2, &work.0).await?;
+    let form = Form::unfold(&image.path, image.format, &work.0).await?;
     let disk = Disk::open(&work.0, &image.path)?;
     let system = root::only(&disk).await?;
     let changed = !system.has(&payload).await?;
@@ -94,7 +94,7 @@ struct Image {
     path: PathBuf,
     file: File,
     metadata: Metadata,
-    qcow2: bool,
+    format: Format,
 }
 
 impl Image {
@@ -134,7 +134,8 @@ impl Image {
         if let Some(above) = qcow2::built_on(&path)? {
             return refuse(format!("{} is built on it, and would be spoilt by a change", above.display()));
         }
-        Ok(Self { path, file, metadata, qcow2: needs.is_some() })
+        let format = Format::of(&path)?;
+        Ok(Self { path, file, metadata, format })
     }
 
     /// Gives the image's name, owner and mode to the file at `new`.

@@ -26,6 +26,8 @@ pub struct Own<'a> {
     pub bridges: &'a [&'a str],
     /// The socket of its guest channel.
     pub guest_channel: &'a str,
+    /// The socket of its serial console, whose name says that it is one.
+    pub console: &'a str,
 }
 
 /// The text of a machine, written anew, without a registry of disks.
@@ -109,7 +111,8 @@ impl Copy<'_> {
             };
             is_there |= *key == "enabled" && value == "true";
             let value = match may {
-                May::GuestChannel => self.own.guest_channel,
+                May::Socket if file_name(&value) == file_name(self.own.console) => self.own.console,
+                May::Socket => self.own.guest_channel,
                 _ if self.own.allows(may, &value) => &*value,
                 _ => return odd(),
             };
@@ -140,7 +143,7 @@ impl Copy<'_> {
 impl Own<'_> {
     fn allows(&self, may: &May, value: &str) -> bool {
         match may {
-            May::Differ | May::GuestChannel => true,
+            May::Differ | May::Socket => true,
             May::Be(values) => values.contains(&value),
             May::Begin(begin) => value.starts_with(begin),
             May::Name => value == self.name,
@@ -154,6 +157,10 @@ impl Own<'_> {
 fn is_saved_state(place: &str) -> bool {
     let name = place.strip_prefix("Snapshots/").and_then(|file| file.strip_suffix(".sav"));
     name.is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'))
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
 }
 
 fn name_of<'a>(element: &'a BytesStart<'_>) -> &'a str {

@@ -4,7 +4,9 @@
 
 mod disks;
 pub mod foreign;
+mod parts;
 mod registry;
+mod saved;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -13,7 +15,8 @@ use std::path::Path;
 use unasnap_protocol::files::{FileReport, FileRole, SnapshotNode, StoreKind, Totals};
 
 use self::disks::Disks;
-pub use self::registry::{Listed, with_registry};
+pub use self::registry::with_shared_base;
+pub use self::saved::as_saved;
 use self::settings::{Settings, State};
 use crate::error::FilesError;
 use crate::listing::{Listing, names_in};

@@ -1,6 +1,6 @@
 //! What VirtualBox wrote.
 
-use unasnap_files::vbox::attached;
+use unasnap_files::vbox::as_saved;
 use unasnap_protocol::files::FileRole;
 
 use crate::support::{data, paths, recorded};
@@ -23,14 +23,17 @@ fn the_minimal_set_is_the_one_with_which_virtualbox_resumed() {
 }
 
 #[test]
-fn what_is_attached_now_and_to_each_snapshot() {
+fn a_machine_as_saved_in_a_snapshot_needs_what_the_snapshot_needs() {
     let folder = recorded("branch", "branch.vbox");
-    let attached = attached(&folder.path("branch.vbox")).unwrap();
-    let report = folder.track("branch.vbox", Some("S5")).unwrap();
-    let of = |uuid: &str| attached.snapshots[uuid].iter().map(|disk| format!("Snapshots/{{{disk}}}.vdi"));
-    let needed = paths!(report.needed);
-    assert!(of(report.target.as_ref().unwrap()).all(|place| needed.contains(&place)));
-    assert_eq!((attached.now.len(), attached.snapshots.len()), (2, report.snapshots.len()));
+    let snapshot = folder.track("branch.vbox", Some("S5")).unwrap();
+    let text = std::fs::read_to_string(folder.path("branch.vbox")).unwrap();
+    let saved = as_saved(&text, snapshot.target.as_ref().unwrap()).unwrap();
+    std::fs::write(folder.path("branch.vbox"), saved).unwrap();
+    let now = folder.track("branch.vbox", None).unwrap();
+    assert_eq!(paths!(now.needed), paths!(snapshot.needed));
+    assert_eq!(now.snapshots.len(), snapshot.snapshots.len() - 1);
+    let before = snapshot.snapshots.iter().find(|node| Some(&node.id) == snapshot.target.as_ref());
+    assert_eq!(now.current, before.unwrap().parent);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use unasnap_files::{vbox, vdi};
 
 use super::super::HypervisorError;
 use super::machine::{LAYOUT_FILE, Layout, SETTINGS_FILE};
-use super::record::VmFolder;
+use super::record::{VmFolder, socket_path};
 use crate::definition::VmDefinition;
 use crate::store::Placed;
 use crate::store::manifest::{FileRole, Manifest};
@@ -17,12 +17,19 @@ use crate::store::manifest::{FileRole, Manifest};
 /// Where a machine's differences and saved states lie in its folder.
 const SNAPSHOTS: &str = "Snapshots/";
 
-/// Refuses a local snapshot of a machine that is not one of unasnap's, or of which VirtualBox would open more than has come.
+/// Refuses a local snapshot of a machine that is not one of unasnap's, or of which VirtualBox would open more than has come; also the
+/// disks alone of one that does not run.
 /// `saved` has the files of `manifest`, `here` says where the machine and its base are to lie.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn check(manifest: &Manifest, saved: &Path, here: &Placed) -> Result<(), HypervisorError> {
+    if manifest.files.iter().all(|file| file.role == FileRole::DifferenceDisk) {
+        let [base] = here.bases.as_slice() else {
+            return Err(unsupported("it has not one base".to_owned()));
+        };
+        return layers(manifest, saved, base).map(drop);
+    }
     let layout = Layout::read(saved)?;
     let ([base], [_]) = (here.bases.as_slice(), layout.bases.as_slice()) else {
         return Err(unsupported("its machine has not one disk on one base".to_owned()));
@@ -59,8 +66,10 @@ pub fn written_settings(
     let path = saved.join(SETTINGS_FILE);
     let text = std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?;
     let bridges: Vec<&str> = vm.nics.iter().map(|nic| nic.bridge.as_str()).collect();
-    let guest_channel = folder.short_guest_channel()?;
-    let own = Own { name: vm.name.as_str(), bridges: &bridges, guest_channel: &guest_channel };
+    let guest_channel = socket_path(&folder.guest_channel())?;
+    let console = socket_path(&folder.console_socket())?;
+    let own =
+        Own { name: vm.name.as_str(), bridges: &bridges, guest_channel: &guest_channel, console: &console };
     written_anew(&text, &own).map_err(|what| {
         unsupported(format!(
             "the settings of {}'s machine are not as unasnap makes them: {what}; set it back on the host that it comes from, and take a snapshot there",

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::record::CONSOLE_SOCKET;
+
 /// The parts that matter here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Info {
@@ -34,6 +36,8 @@ pub enum State {
     Stuck,
     /// On the way from one state to another.
     Between,
+    /// VirtualBox knows it, and cannot read its settings or lacks one of its disks.
+    Inaccessible,
 }
 
 impl State {
@@ -51,11 +55,27 @@ impl State {
     /// Has it a process?
     #[must_use]
     pub fn is_alive(self) -> bool {
-        !matches!(self, Self::Off | Self::Saved)
+        !matches!(self, Self::Off | Self::Saved | Self::Inaccessible)
     }
 }
 
 impl Info {
+    /// Of a machine of which VirtualBox tells no more.
+    pub const INACCESSIBLE: Self = Self {
+        state: State::Inaccessible,
+        locked: false,
+        memory_mb: 0,
+        cpus: 0,
+        settings: None,
+        guest_channel: None,
+    };
+
+    /// Can VirtualBox do anything with it but forget it?
+    #[must_use]
+    pub fn is_accessible(&self) -> bool {
+        self.state != State::Inaccessible
+    }
+
     /// Reads `showvminfo --machinereadable`. It escapes nothing, and what a guest can set stands at its end: of each key
     /// the first line counts.
     ///
@@ -73,14 +93,16 @@ impl Info {
             let value = value(key)?;
             value.parse::<u32>().map_err(|_| format!("its {key} is {value:?}"))
         };
-        let server = |port: u8| value(&format!("uartmode{port}")).ok()?.strip_prefix("server,");
+        let server =
+            |port: u8| value(&format!("uartmode{port}")).ok()?.strip_prefix("server,").map(PathBuf::from);
+        let is_channel = |socket: &PathBuf| !socket.ends_with(CONSOLE_SOCKET);
         Ok(Self {
             state: State::of(value("VMState")?),
             locked: value("SessionName").is_ok_and(|name| !name.is_empty()),
             memory_mb: number("memory")?.into(),
             cpus: number("cpus")?,
             settings: value("CfgFile").ok().map(PathBuf::from),
-            guest_channel: (1..=4).find_map(server).map(PathBuf::from),
+            guest_channel: (1..=4).filter_map(server).find(is_channel),
         })
     }
 }

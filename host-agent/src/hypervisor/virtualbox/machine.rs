@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
-use unasnap_files::{vbox, vdi};
+use unasnap_files::vbox;
 use unasnap_protocol::files::{FileReport, FileRole as Tracked, NeededFile, SnapshotNode};
 
 use super::super::HypervisorError;
@@ -111,16 +111,6 @@ impl Machine {
         Ok(chains)
     }
 
-    /// Has the settings of a machine that VirtualBox does not know yet tell of a base that it shares.
-    pub fn tell_of(&self, base: &Path) -> Result<(), HypervisorError> {
-        let listed = listed(base, base.to_string_lossy().into_owned())?;
-        let listed = listed.ok_or_else(|| unsupported(format!("{} is no VDI", base.display())))?;
-        let text = std::fs::read_to_string(&self.vbox).map_err(HypervisorError::file("read", &self.vbox))?;
-        let text = vbox::with_registry(&text, &[listed])
-            .map_err(|why| unsupported(format!("{} is damaged: {why}", self.vbox.display())))?;
-        std::fs::write(&self.vbox, text).map_err(HypervisorError::file("write", &self.vbox))
-    }
-
     /// Refuses a machine of which a cut would not hold everything.
     pub fn check(&self) -> Result<(), HypervisorError> {
         let written = self.written_bases()?;
@@ -138,6 +128,16 @@ impl Machine {
             Some(file) => Err(unsupported(format!(
                 "{} lies outside the machine's folder {}: keep its snapshot folder inside (VBoxManage modifyvm VM --snapshotfolder default)",
                 file.path, report.folder
+            ))),
+        }
+    }
+
+    /// Refuses a machine of unasnap's own of which a restore would not bring everything.
+    pub fn check_own(&self) -> Result<(), HypervisorError> {
+        match self.disks()?.len() {
+            1 => Ok(()),
+            disks => Err(unsupported(format!(
+                "the machine was made with one disk and has {disks}: detach the others (VBoxManage storageattach)"
             ))),
         }
     }
@@ -229,20 +229,18 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts the files of a local snapshot in their places; the `.vbox` comes last. Its registry is written anew where the machine
-    /// `shares` its bases. Where there are `instead`, these are laid out for those of the snapshot.
+    /// Puts the files of a local snapshot in their places; the `.vbox` comes last. The machine is as it was in VirtualBox's snapshot, and
+    /// has none any more, if it is to come `as_saved`; otherwise the `.vbox` is what it was. Where there are settings `instead`, these count
+    /// and not those of the snapshot.
     pub fn lay_out(
         &self,
         saved: &Path,
         layout: &Layout,
-        shares: bool,
+        as_saved: bool,
         instead: Option<&str>,
     ) -> Result<(), HypervisorError> {
-        let settings = self.vbox.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let settings = (SETTINGS_FILE.to_owned(), settings);
         let wanted = AtomicBool::new(false);
-        let own = if shares { self.with_own_registry(saved, layout, instead)? } else { None };
-        for (name, place) in layout.places.iter().chain([&settings]) {
+        for (name, place) in &layout.places {
             if !is_inside(place) || !is_inside(name) {
                 return Err(unsupported(format!(
                     "the snapshot names {place:?}, which lies outside its machine"
@@ -253,50 +251,19 @@ impl Machine {
             std::fs::create_dir_all(folder).map_err(HypervisorError::file("create", folder))?;
             files::remove_if_there(&to).map_err(HypervisorError::file("delete", &to))?;
             // VirtualBox will change or delete what it is given, and the snapshot stays as it is.
-            let put = match own.as_deref().or(instead) {
-                Some(text) if *name == SETTINGS_FILE => std::fs::write(&to, text),
-                _ => copy(&from, &to, &wanted),
-            };
-            put.map_err(HypervisorError::file("copy", &from))?;
-        }
-        Ok(())
-    }
-
-    /// The settings of a local snapshot, which tell of the bases and of this machine's disks, whatever other machines do. `None`
-    /// where the machine has snapshots beside the cut, which only the settings as they are can tell of.
-    fn with_own_registry(
-        &self,
-        saved: &Path,
-        layout: &Layout,
-        instead: Option<&str>,
-    ) -> Result<Option<String>, HypervisorError> {
-        let mut disks = Vec::new();
-        let bases = layout.bases.iter().map(|place| (self.folder().join(place), place));
-        let differences = layout.places.iter().map(|(name, place)| (saved.join(name), place));
-        for (file, place) in bases.chain(differences) {
-            // Saved RAM is no disk.
-            disks.extend(listed(&file, place.clone())?);
+            copy(&from, &to, &wanted).map_err(HypervisorError::file("copy", &from))?;
         }
         let path = saved.join(SETTINGS_FILE);
-        let attached = vbox::attached(&path).map_err(|error| unsupported(error.to_string()))?;
-        let is_listed = |uuid: &String, disks: &[vbox::Listed]| disks.iter().any(|disk| disk.uuid == *uuid);
-        // What the machine wrote after the cut is no part of it, and VirtualBox wants to have heard of it all the same.
-        let cut = attached.snapshots.get(&layout.snapshot).into_iter().flatten();
-        for (now, below) in attached.now.iter().zip(cut) {
-            if !is_listed(now, &disks) {
-                let (parent, location) = (Some(below.clone()), format!("Snapshots/{{{now}}}.vdi"));
-                disks.push(vbox::Listed { uuid: now.clone(), parent, location });
-            }
-        }
-        if !attached.snapshots.values().flatten().all(|uuid| is_listed(uuid, &disks)) {
-            return Ok(None);
-        }
-        let text = match instead {
+        let mut text = match instead {
             Some(text) => text.to_owned(),
             None => std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?,
         };
-        let text = vbox::with_registry(&text, &disks);
-        text.map(Some).map_err(|why| unsupported(format!("{} is damaged: {why}", path.display())))
+        if as_saved {
+            text = vbox::as_saved(&text, &layout.snapshot)
+                .map_err(|why| unsupported(format!("{} is damaged: {why}", path.display())))?;
+        }
+        std::fs::create_dir_all(self.folder()).map_err(HypervisorError::file("create", self.folder()))?;
+        files::write_durably(&self.vbox, text.as_bytes()).map_err(HypervisorError::file("write", &self.vbox))
     }
 }
 
@@ -311,14 +278,6 @@ impl Layout {
         let parsed: Result<Self, _> = serde_json::from_slice(&text);
         parsed.map_err(io::Error::from).map_err(HypervisorError::file("understand", &path))
     }
-}
-
-/// A disk as a registry has it; `None` for another file.
-fn listed(file: &Path, location: String) -> Result<Option<vbox::Listed>, HypervisorError> {
-    let header = vdi::read(file).map_err(|error| unsupported(error.to_string()))?;
-    let Some(header) = header else { return Ok(None) };
-    let uuid = header.uuid().ok_or_else(|| unsupported(format!("{} has no UUID", file.display())))?;
-    Ok(Some(vbox::Listed { uuid, parent: header.parent(), location }))
 }
 
 fn is_cut(node: &SnapshotNode) -> bool {

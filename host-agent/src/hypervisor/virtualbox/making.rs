@@ -11,25 +11,25 @@ use std::path::{Path, PathBuf};
 use unasnap_files::vdi;
 use unasnap_protocol::name::Name;
 
-use super::super::{Ground, HypervisorError};
+use super::super::{FrozenDisks, Ground, HypervisorError, SavedVm, base_image};
 use super::machine::Machine;
-use super::manage::Manage;
-use super::record::{Record, VmFolder};
+use super::record::{Record, VmFolder, socket_path};
 use super::{State, UNLOCK_LIMIT, VirtualBox, machine};
 use crate::definition::{MAX_DEVICES, VmDefinition};
 use crate::store::files;
-use crate::store::manifest::BaseImage;
+use crate::store::manifest::{BaseImage, FileRole, Saved, SavedFile};
 
 /// What VirtualBox is told that the guest is: it chooses devices by that.
-const GUEST: &str = "Linux_64";
+pub(super) const GUEST: &str = "Linux_64";
 /// The kernel's random UUIDs.
 const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
+/// What a difference is called that other hosts may fetch.
+const FROZEN_DISK: &str = "disk.vdi";
 
 /// What the disk of a machine that is to be made holds.
 struct Content {
-    base: PathBuf,
-    /// What is known of the base.
-    known: Vec<BaseImage>,
+    /// The base, with its digest.
+    base: BaseImage,
     /// The difference that is copied; without it, an empty one.
     difference: Option<PathBuf>,
 }
@@ -47,16 +47,15 @@ impl VirtualBox {
             return Err(by_hand(vm, "make"));
         }
         let content = match ground {
-            Ground::Bases([base]) => {
-                Content { base: base.path.clone(), known: vec![base.clone()], difference: None }
-            }
+            Ground::Bases([base]) => Content { base: base.clone(), difference: None },
             Ground::Bases(_) => {
                 return Err(unsupported(format!("VM {}: a machine is made on one base", vm.name)));
             }
-            Ground::DisksOf(other) => self.content_of(other).await?,
-            Ground::Frozen(_) => {
-                return Err(unsupported(format!("VM {}: only QEMU's VMs are replicated", vm.name)));
+            Ground::DisksOf(other) => {
+                let (base, difference) = self.disk_of(other).await?;
+                Content { base, difference: Some(difference) }
             }
+            Ground::Frozen(saved) => frozen_content(&saved).await?,
         };
         self.forget_vm(&vm.name).await?;
         let random = Path::new(RANDOM_UUID);
@@ -68,20 +67,25 @@ impl VirtualBox {
             awaits_resume: false,
             fenced: false,
             paused: false,
-            bases: content.known,
+            bases: vec![content.base.clone()],
             made: true,
         })?;
         let vms = self.config.state_dir.join("vms");
-        manage.create(&vm.name, &vms).await?;
+        let console = socket_path(&folder.console_socket())?;
         let machine = machine(vm)?;
-        manage.free(&content.base).await?;
-        machine.tell_of(&content.base)?;
-        manage.register(&machine.vbox, &[]).await?;
-        let settings = settings(vm);
-        manage.modify(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await?;
-        manage.add_controller().await?;
-        manage.attach(&content.base).await?;
-        let difference = only_difference(&machine, &content.base)?;
+        let base = &content.base.path;
+        let holder = self.holder(&vm.name, base)?;
+        {
+            let _no_other = self.sharing.lock().await;
+            holder.hold().await?;
+            manage.create(vm.name.as_str(), &vms).await?;
+            manage.register(&machine.vbox, &[]).await?;
+            let settings = settings(vm, &console);
+            manage.modify(&settings.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+            manage.add_controller().await?;
+            manage.attach(base).await?;
+        }
+        let difference = only_difference(&machine, base)?;
         if let Some(other) = content.difference {
             let to = difference.clone();
             let copying = tokio::task::spawn_blocking(move || copy_content(&other, &to)).await;
@@ -98,8 +102,8 @@ impl VirtualBox {
         Ok(())
     }
 
-    /// What the disk of a VM holds now, which does not run.
-    async fn content_of(&self, vm: &VmDefinition) -> Result<Content, HypervisorError> {
+    /// The disk of a VM that does not run: its base, and the difference.
+    async fn disk_of(&self, vm: &VmDefinition) -> Result<(BaseImage, PathBuf), HypervisorError> {
         let folder = self.folder(&vm.name);
         if !folder.owns(vm) {
             return Err(by_hand(vm, "clone"));
@@ -117,19 +121,35 @@ impl VirtualBox {
                 manage.delete(&cut).await?;
             }
         }
+        let disks = machine.disks()?;
+        let [disk] = disks.as_slice() else {
+            return Err(manage.wrong_state("clone", "its machine has not one disk".to_owned()));
+        };
+        let [base, difference] = disk.as_slice() else {
+            let why = "its disk has snapshots of VirtualBox's own: delete them (VBoxManage snapshot)";
+            return Err(manage.wrong_state("clone", why.to_owned()));
+        };
         let known = folder.read()?.map(|record| record.bases).unwrap_or_default();
-        match machine.disks()?.as_slice() {
-            [disk] => match disk.as_slice() {
-                [base, difference] => {
-                    Ok(Content { base: base.clone(), known, difference: Some(difference.clone()) })
-                }
-                _ => {
-                    let why = "its disk has snapshots of VirtualBox's own: delete them (VBoxManage snapshot)";
-                    Err(manage.wrong_state("clone", why.to_owned()))
-                }
-            },
-            _ => Err(manage.wrong_state("clone", "its machine has not one disk".to_owned())),
-        }
+        let mut found = base_image::describe(base)?;
+        found.blake3 = match known.iter().find(|known| known.path == *base) {
+            Some(known) => base_image::unchanged(&found, known)?,
+            None => base_image::digest(base).await?,
+        };
+        Ok((found, difference.clone()))
+    }
+
+    /// See [`Hypervisor::freeze`](crate::hypervisor::Hypervisor::freeze). Nothing is copied: a machine that runs writes the same file, and whoever
+    /// fetches it then finds that by its digest.
+    pub(super) async fn frozen_disks(&self, vm: &VmDefinition) -> Result<FrozenDisks, HypervisorError> {
+        let (base, difference) = self.disk_of(vm).await?;
+        let folder = self.folder(&vm.name).frozen();
+        files::remove_folder(&folder).map_err(HypervisorError::file("delete", &folder))?;
+        fs::create_dir_all(&folder).map_err(HypervisorError::file("create", &folder))?;
+        files::link_or_copy(&difference, &folder.join(FROZEN_DISK))
+            .map_err(HypervisorError::file("link", &difference))?;
+        let file = SavedFile { name: FROZEN_DISK.to_owned(), role: FileRole::DifferenceDisk, blake3: None };
+        let saved = Saved { hypervisor: self.facts.clone(), files: vec![file], bases: vec![base] };
+        Ok(FrozenDisks { folder, saved })
     }
 
     /// See [`Hypervisor::forget`](crate::hypervisor::Hypervisor::forget). A machine that the operator made stays.
@@ -147,25 +167,20 @@ impl VirtualBox {
                     manage.unregister().await?;
                 }
             }
+            for base in record.bases.iter().filter(|_| record.made) {
+                self.let_go(vm, &base.path).await;
+            }
         }
         folder.remove()
     }
 }
 
-impl Manage {
-    /// Makes the settings of a machine of this UUID, whose folder lies in `above`. VirtualBox does not know it yet.
-    async fn create(&self, name: &Name, above: &Path) -> Result<(), HypervisorError> {
-        let above = above.to_string_lossy();
-        let who = ["--name", name.as_str(), "--uuid", self.uuid(), "--ostype", GUEST];
-        self.change(&[&["createvm"], &who[..], &["--basefolder", &*above]].concat()).await
-    }
-}
-
 /// Of `modifyvm`.
-fn settings(vm: &VmDefinition) -> Vec<String> {
+fn settings(vm: &VmDefinition, console: &str) -> Vec<String> {
     let mut settings = vec![format!("--memory={}", vm.memory_mb), format!("--cpus={}", vm.cpus)];
     settings
         .extend(["--audio-enabled=off", "--boot1=disk", "--boot2=none", "--boot3=none"].map(str::to_owned));
+    settings.extend(["--uart1", "0x3F8", "4", "--uart-mode1", "server", console].map(str::to_owned));
     for slot in 1..=MAX_DEVICES {
         match vm.nics.get(slot - 1) {
             Some(nic) => settings.extend([
@@ -178,6 +193,17 @@ fn settings(vm: &VmDefinition) -> Vec<String> {
         }
     }
     settings
+}
+
+/// What the disk of a VM of another host held, with the base where it lies here.
+async fn frozen_content(saved: &SavedVm<'_>) -> Result<Content, HypervisorError> {
+    match (saved.bases_here, saved.manifest.files.as_slice()) {
+        (Some([base]), [difference]) => {
+            let base = base_image::check(base_image::describe(base)?, saved.manifest.bases.first()).await?;
+            Ok(Content { base, difference: Some(saved.folder.join(&difference.name)) })
+        }
+        _ => Err(unsupported("what came is not one disk on one base".to_owned())),
+    }
 }
 
 /// The machine's disk, which has to be a difference of this base: nothing else would leave the base as it is.

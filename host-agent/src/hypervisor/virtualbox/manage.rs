@@ -1,6 +1,6 @@
 //! What is asked of VirtualBox about one machine, which is always named by its UUID: names are not unique.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ const MERGE_LIMIT: Duration = Duration::from_secs(3600);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// The code of the error that there is no such machine.
 const NOT_FOUND: &str = "VBOX_E_OBJECT_NOT_FOUND";
+/// Of a machine whose settings or disks VirtualBox misses.
+const INACCESSIBLE: &str = "The object functionality is limited";
 
 /// One machine of this host's VirtualBox.
 #[derive(Clone)]
@@ -78,6 +80,9 @@ impl Manage {
         if answer.has_code(NOT_FOUND) {
             return Ok(None);
         }
+        if answer.error().is_some_and(|words| words.contains(INACCESSIBLE)) {
+            return Ok(Some(Info::INACCESSIBLE));
+        }
         let refused = |reason| {
             let (vm, command) = (self.vm.clone(), shown(&arguments));
             HypervisorError::Refused { vm, command, reason }
@@ -132,7 +137,7 @@ impl Manage {
     ///
     /// # Errors
     /// VirtualBox refuses.
-    pub async fn register(&self, vbox: &Path, disks: &[String]) -> Result<(), HypervisorError> {
+    pub async fn register(&self, vbox: &Path, disks: &[PathBuf]) -> Result<(), HypervisorError> {
         let vbox = vbox.to_string_lossy();
         let arguments = ["registervm", &*vbox];
         let first = self.ask(&arguments, CONTROL_LIMIT).await?;
@@ -141,7 +146,7 @@ impl Manage {
             return first.success(&self.vm, &arguments).map(drop);
         }
         for disk in disks {
-            self.show(disk).await?;
+            self.show(&disk.to_string_lossy()).await?;
         }
         self.order(&arguments, CONTROL_LIMIT).await.map(drop)
     }

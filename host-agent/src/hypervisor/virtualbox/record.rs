@@ -12,6 +12,23 @@ use crate::store::manifest::BaseImage;
 
 /// Longest path of a unix socket, bytes.
 const MAX_SOCKET_PATH: usize = 107;
+/// By its name a console's socket differs from that of a guest channel, wherever it is.
+pub const CONSOLE_SOCKET: &str = "console.sock";
+
+/// The path of a socket, for settings.
+///
+/// # Errors
+/// It is longer than sockets' paths are.
+pub fn socket_path(socket: &Path) -> Result<String, HypervisorError> {
+    let (length, path) = (socket.as_os_str().len(), socket.to_string_lossy());
+    if length <= MAX_SOCKET_PATH {
+        return Ok(path.into_owned());
+    }
+    let what = format!(
+        "the socket path {path} has {length} bytes, Linux allows {MAX_SOCKET_PATH}: use a shorter state folder or VM name"
+    );
+    Err(HypervisorError::Unsupported { what })
+}
 
 /// The record of a VM's present or last life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +72,12 @@ impl VmFolder {
         Self { machine: path.join(format!("{vm}.vbox")), path }
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Of a VM whose machine is unasnap's own.
     #[must_use]
     pub fn of_machine(vm: &VmDefinition) -> Self {
@@ -74,20 +97,22 @@ impl VmFolder {
         self.path.join("guest.sock")
     }
 
-    /// As [`guest_channel`](Self::guest_channel), for settings.
-    ///
-    /// # Errors
-    /// It is longer than sockets' paths are.
-    pub fn short_guest_channel(&self) -> Result<String, HypervisorError> {
-        let socket = self.guest_channel();
-        let (length, path) = (socket.as_os_str().len(), socket.to_string_lossy());
-        if length <= MAX_SOCKET_PATH {
-            return Ok(path.into_owned());
-        }
-        let what = format!(
-            "the socket path {path} has {length} bytes, Linux allows {MAX_SOCKET_PATH}: use a shorter state folder or VM name"
-        );
-        Err(HypervisorError::Unsupported { what })
+    /// Where the serial console is of a machine that unasnap has made.
+    #[must_use]
+    pub fn console_socket(&self) -> PathBuf {
+        self.path.join(CONSOLE_SOCKET)
+    }
+
+    /// What was written to it.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+
+    /// The disk that other hosts may fetch, as another name of the file.
+    #[must_use]
+    pub fn frozen(&self) -> PathBuf {
+        self.path.join("frozen")
     }
 
     fn record(&self) -> PathBuf {

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use unasnap_channel::steady_ns;
 
 use super::super::{CutTimes, GuestRam, HypervisorError, InPause, Pending, Vm, VmState, base_image};
+use super::console::Console;
 use super::info::State;
 use super::machine::{CUT, Machine, SETTINGS_FILE};
 use super::manage::Manage;
@@ -30,6 +31,8 @@ const SLACK_BYTES: u64 = 16 << 20;
 
 /// A machine with everything that its cuts need.
 pub struct VirtualBoxVm {
+    /// Of a machine that unasnap has made.
+    pub(super) _console: Option<Console>,
     pub(super) manage: Manage,
     pub(super) machine: Machine,
     pub(super) folder: VmFolder,
@@ -75,7 +78,7 @@ impl VirtualBoxVm {
             State::Running => VmState::Running,
             State::Paused | State::Between => VmState::Paused,
             State::Saved if self.record.awaits_resume => VmState::Paused,
-            State::Saved | State::Off | State::Stuck => VmState::Dead,
+            State::Saved | State::Off | State::Stuck | State::Inaccessible => VmState::Dead,
         })
     }
 
@@ -128,6 +131,9 @@ impl VirtualBoxVm {
             self.tidied().await?;
         }
         self.machine.check()?;
+        if self.record.made {
+            self.machine.check_own()?;
+        }
         self.stage = Stage::Prepared(target.to_owned());
         Ok(())
     }

@@ -14,11 +14,11 @@ pub enum May {
     Bridge,
     /// A file of saved RAM in the machine's own folder.
     SavedState,
-    /// The other host's place of the guest channel: this host's is written instead.
-    GuestChannel,
+    /// The other host's place of the guest channel or the console: this host's is written instead.
+    Socket,
 }
 
-use May::{Be, Begin, Bridge, Differ, GuestChannel, Name, SavedState};
+use May::{Be, Begin, Bridge, Differ, Name, SavedState, Socket};
 
 /// An element, those in which it may stand, and what it may say.
 pub type Allowed = (&'static str, &'static [&'static str], &'static [(&'static str, May)]);
@@ -75,13 +75,13 @@ pub const ALLOWED: &[Allowed] = &[
         "Port",
         &["UART"],
         &[
-            ("slot", Be(&["1"])),
+            ("slot", Be(&["0", "1"])),
             ("enabled", Differ),
             ("IOAddress", Differ),
             ("IOBase", Differ),
             ("IRQ", Differ),
             ("server", Be(&["true"])),
-            ("path", GuestChannel),
+            ("path", Socket),
             ("hostMode", Be(&["HostPipe"])),
         ],
     ),

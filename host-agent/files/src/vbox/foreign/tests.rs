@@ -1,7 +1,12 @@
 use super::*;
-use crate::vbox::{Listed, with_registry};
+use crate::vbox::as_saved;
 
-const OWN: Own<'_> = Own { name: "web", bridges: &["br0"], guest_channel: "/srv/be\"ta/vms/web/guest.sock" };
+const OWN: Own<'_> = Own {
+    name: "web",
+    bridges: &["br0"],
+    guest_channel: "/srv/be\"ta/vms/web/guest.sock",
+    console: "/srv/be\"ta/vms/web/console.sock",
+};
 /// The same machine, as VirtualBox 7.2.22 writes it with an engine that was chosen, and without.
 const WRITTEN: [&str; 2] =
     [include_str!("../../../tests/data/own-1.19.vbox"), include_str!("../../../tests/data/own-1.20.vbox")];
@@ -18,7 +23,9 @@ fn a_machine_of_another_host_comes_with_nothing_of_that_host() {
             assert!(text.contains(foreign) && !here.contains(foreign), "{foreign}: {here}");
         }
         let channel = "server=\"true\" path=\"/srv/be&quot;ta/vms/web/guest.sock\" hostMode=\"HostPipe\"";
-        assert_eq!(here.matches(channel).count(), 2, "of the machine and of the cut: {here}");
+        for port in [channel, &channel.replace("guest", "console")] {
+            assert_eq!(here.matches(port).count(), 2, "of the machine and of the cut: {here}");
+        }
         for kept in
             ["<BridgedInterface name=\"br0\"/>", "<CPU count=\"2\"", "MACAddress=\"525400000001\"", ".sav"]
         {
@@ -35,15 +42,16 @@ fn a_machine_of_another_host_comes_with_nothing_of_that_host() {
     }
 }
 
+/// What the driver does next with it.
 #[test]
-fn a_registry_is_written_into_what_has_none() {
-    let base = Listed {
-        uuid: "0c65fe2a-2e6a-4fe9-864e-55e767dc5422".to_owned(),
-        parent: None,
-        location: "/b".to_owned(),
-    };
-    let text = with_registry(&anew(WRITTEN[0]).unwrap(), &[base]).unwrap();
-    assert!(text.contains("location=\"/b\"") && !text.contains("/srv/images"), "{text}");
+fn a_machine_comes_as_saved_and_with_no_disk_of_the_other_host() {
+    for text in WRITTEN {
+        let here = anew(text).unwrap();
+        assert!(!here.contains("/srv/images") && !here.contains("<HardDisk "), "{here}");
+        let begin = here.find("<Snapshot uuid=\"{").unwrap() + "<Snapshot uuid=\"{".len();
+        let saved = as_saved(&here, &here[begin..begin + 36]).unwrap();
+        assert!(!saved.contains("<Snapshot") && saved.contains("stateFile="), "{saved}");
+    }
 }
 
 /// Each of these is put in the place of something that is there.
@@ -80,7 +88,7 @@ fn whatever_else_is_there_is_refused_by_its_name() {
         (channel, "path=\"/root/.profile\" hostMode=\"RawFile\"", "hostMode=\"RawFile\""),
         (channel, "server=\"false\" path=\"/run/x\" hostMode=\"HostPipe\"", "server=\"false\""),
         (channel, "path=\"/dev/ttyS0\" hostMode=\"HostDevice\"", "HostDevice"),
-        ("<Port slot=\"1\"", "<Port slot=\"0\"", "slot=\"0\""),
+        ("<Port slot=\"1\"", "<Port slot=\"2\"", "slot=\"2\""),
         (
             bridge,
             "<BridgedInterface name=\"eth0\"/>",
@@ -149,5 +157,8 @@ fn machines_of_others_are_refused() {
     // Under its own name it would still have a serial port that writes a file, and a card that reaches out.
     let run = include_str!("../../../../tests/virtualbox/fixtures/running.vbox");
     let refused = written_anew(run, &Own { name: "run", ..OWN }).unwrap_err();
-    assert!(refused.contains("slot=\"0\" in VirtualBox/Machine/Snapshot/Hardware/UART/Port"), "{refused}");
+    assert!(
+        refused.contains("hostMode=\"RawFile\" in VirtualBox/Machine/Snapshot/Hardware/UART/Port"),
+        "{refused}"
+    );
 }
