@@ -14,7 +14,7 @@ use super::conversation::{Conversation, Result, Wish, blocking, failure, missing
 use super::fitting;
 use super::images::{self, Images, hex};
 use crate::drivers::Runners;
-use crate::store::manifest::{MAX_MANIFEST_BYTES, Manifest};
+use crate::store::manifest::{FileRole, MAX_MANIFEST_BYTES, Manifest};
 use crate::store::{Incoming, Placed, Store, StoreError, files};
 use crate::works::store_failure;
 
@@ -98,6 +98,10 @@ impl Transfer<'_> {
         let definition = &manifest.identity.definition;
         if definition.deployment != *deployment {
             return Err(self.talk.odd(&format!("its VM is one of deployment {}", definition.deployment)));
+        }
+        let has_settings = manifest.files.iter().any(|file| file.role == FileRole::Settings);
+        if definition.machine.is_some() && !has_settings {
+            return Err(self.talk.odd("it gives disks, and no snapshot of its machine"));
         }
         let runner = fitting::runner(&*self.receiver.runners, definition).await;
         fitting::check(definition, &manifest.hypervisor, &runner, Phase::Fetch)?;

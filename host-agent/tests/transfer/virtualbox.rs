@@ -95,7 +95,10 @@ impl Machine {
         let blake3 = files::digest(&images().join(&place)).unwrap();
         self.saved.bases = vec![BaseImage { path: place, size, modified, blake3 }; self.bases];
         let draft = giving.store.begin(&name(snapshot), &name("a")).unwrap();
-        let write = |file: &str, content: &[u8]| fs::write(draft.folder().join(file), content).unwrap();
+        let write = |name: &str, content: &[u8]| {
+            let listed = self.saved.files.iter().filter(|file| file.name == name);
+            listed.for_each(|_| fs::write(draft.folder().join(name), content).unwrap());
+        };
         write("machine.vbox", self.settings.as_bytes());
         write("layout.json", self.layout.to_string().as_bytes());
         write("lower.vdi", &self.lower);
@@ -293,6 +296,19 @@ async fn a_machine_stands_on_one_base() {
         assert!(failure.text.contains("does not fit the manifest"), "{failure}");
         assert!(taking.has_nothing());
     }
+}
+
+/// Such are given of a VM that does not run, to be those of another one.
+#[tokio::test]
+async fn disks_alone_are_no_snapshot() {
+    let giving = Giving::start(None).await;
+    let taking = Taking::new(&giving);
+    let mut machine = Machine::new(&giving);
+    machine.saved.files.retain(|file| file.role == FileRole::DifferenceDisk);
+    let source = machine.commit(&giving, "disks");
+    let failure = taking.fetch_of("disks", &source).await.unwrap_err();
+    assert!(failure.text.contains("gives disks, and no snapshot of its machine"), "{failure}");
+    assert!(taking.has_nothing());
 }
 
 /// Written by a version that knew only VMs of QEMU.

@@ -26,11 +26,15 @@ const BASE: &str = "0c65fe2a-2e6a-4fe9-864e-55e767dc5422";
 const LOWER: &str = "bf812be6-9edb-455f-a1c2-12f4ab7b2f6d";
 const STATE: &str = "Snapshots/2026-11-22T13-55-46-595463000Z.sav";
 
+fn settings() -> String {
+    SETTINGS.replace("\"br0\"", "\"lo\"")
+}
+
 /// A VirtualBox that believes what it is told, and notes what settings it was given.
 #[derive(Default)]
-struct Credulous {
+pub struct Credulous {
     /// Where the machine's settings are, once it is registered.
-    registered: Mutex<Option<PathBuf>>,
+    pub registered: Mutex<Option<PathBuf>>,
     given: Mutex<Vec<String>>,
     /// Is the holder of the base registered?
     holds: Mutex<bool>,
@@ -99,24 +103,24 @@ impl Calls for Credulous {
 fn definition(state_dir: &Path) -> VmDefinition {
     let machine = own_machine(state_dir, &name("web"));
     let text = format!(
-        "name='web'\ndeployment='d'\nmemory_mb=64\ncpus=2\nmachine='{}'\n[[nic]]\nbridge='br0'\nmac='52:54:00:00:00:01'\n",
+        "name='web'\ndeployment='d'\nmemory_mb=64\ncpus=2\nmachine='{}'\n[[nic]]\nbridge='lo'\nmac='52:54:00:00:00:01'\n",
         machine.display()
     );
     VmDefinition::parse(&text, "test".as_ref()).unwrap()
 }
 
 /// The host to which it comes, and what has come.
-struct There {
+pub struct There {
     folder: tempfile::TempDir,
-    virtualbox: std::sync::Arc<Credulous>,
-    driver: VirtualBox,
-    vm: VmDefinition,
-    manifest: Manifest,
-    bases: Vec<PathBuf>,
+    pub virtualbox: std::sync::Arc<Credulous>,
+    pub driver: VirtualBox,
+    pub vm: VmDefinition,
+    pub manifest: Manifest,
+    pub bases: Vec<PathBuf>,
 }
 
 impl There {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let state_dir = folder.path().canonicalize().unwrap();
         let saved = state_dir.join("saved");
@@ -124,7 +128,7 @@ impl There {
         std::fs::create_dir(state_dir.join("images")).unwrap();
         let base = state_dir.join("images/5ca1ab1e");
         std::fs::write(&base, image_of(BASE, None, "the operating system")).unwrap();
-        std::fs::write(saved.join("machine.vbox"), SETTINGS).unwrap();
+        std::fs::write(saved.join("machine.vbox"), settings()).unwrap();
         std::fs::write(saved.join("lower.vdi"), image_of(LOWER, Some(BASE), "what was written")).unwrap();
         std::fs::write(saved.join("ram.sav"), "what the guest thought").unwrap();
         let layout = serde_json::json!({
@@ -136,12 +140,16 @@ impl There {
         let virtualbox = std::sync::Arc::new(Credulous::default());
         let config = VirtualBoxConfig { state_dir: state_dir.clone(), ..VirtualBoxConfig::default() };
         let driver = VirtualBox::with_calls(config, virtualbox.clone()).await.unwrap();
-        let (vm, manifest) = (definition(&state_dir), manifest(&base));
+        let (vm, manifest) = (definition(&state_dir), manifest(&base, &saved));
         Self { folder, virtualbox, driver, vm, manifest, bases: vec![base] }
     }
 
-    fn saved(&self) -> PathBuf {
-        self.folder.path().canonicalize().unwrap().join("saved")
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.path().canonicalize().unwrap()
+    }
+
+    pub fn saved(&self) -> PathBuf {
+        self.state_dir().join("saved")
     }
 
     async fn restore(&self) -> Result<VmState, String> {
@@ -154,11 +162,15 @@ impl There {
 }
 
 /// As the other host wrote it.
-fn manifest(base: &Path) -> Manifest {
-    let file =
-        |name: &str, role| ManifestFile { name: name.to_owned(), role, size: 0, blake3: String::new() };
-    let blake3 = blake3::hash(&std::fs::read(base).unwrap()).to_hex().to_string();
-    let there = BaseImage { path: "/srv/images/debian.vdi".into(), size: 1, modified: 2, blake3 };
+fn manifest(base: &Path, saved: &Path) -> Manifest {
+    let blake3 = |path: &Path| blake3::hash(&std::fs::read(path).unwrap()).to_hex().to_string();
+    let file = |name: &str, role| {
+        let path = saved.join(name);
+        let size = path.metadata().unwrap().len();
+        ManifestFile { name: name.to_owned(), role, size, blake3: blake3(&path) }
+    };
+    let (blake3, size) = (blake3(base), base.metadata().unwrap().len());
+    let there = BaseImage { path: "/srv/images/debian.vdi".into(), size, modified: 2, blake3 };
     Manifest {
         format: 2,
         unasnap: String::new(),
@@ -201,7 +213,7 @@ async fn a_machine_of_another_host_is_laid_out_with_the_places_of_this_one() {
     assert_eq!(std::fs::read(lower).unwrap(), image_of(LOWER, Some(BASE), "what was written"));
     assert!(machine.with_file_name(STATE).exists());
     // What came stays as it is.
-    assert_eq!(std::fs::read_to_string(there.saved().join("machine.vbox")).unwrap(), SETTINGS);
+    assert_eq!(std::fs::read_to_string(there.saved().join("machine.vbox")).unwrap(), settings());
     // Once more, over the one that is there.
     assert_eq!(there.restore().await, Ok(VmState::Paused));
     there.driver.forget(&there.vm.name).await.unwrap();
@@ -213,7 +225,7 @@ async fn a_machine_of_another_host_is_laid_out_with_the_places_of_this_one() {
 #[tokio::test]
 async fn settings_that_do_more_are_not_laid_out_even_when_they_are_here() {
     let there = There::new().await;
-    let odd = SETTINGS.replacen("<Clipboard/>", "<USB/>", 1);
+    let odd = settings().replacen("<Clipboard/>", "<USB/>", 1);
     std::fs::write(there.saved().join("machine.vbox"), odd).unwrap();
     let refused = there.restore().await.unwrap_err();
     assert!(refused.contains("it has <USB>"), "{refused}");

@@ -13,6 +13,7 @@ mod elsewhere;
 mod household;
 mod lives;
 mod making;
+mod moving;
 mod program;
 mod real;
 mod recorded;
