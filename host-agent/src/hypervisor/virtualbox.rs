@@ -263,7 +263,12 @@ impl VirtualBox {
             if info.state.is_alive() {
                 return Err(manage.wrong_state("restore", "it already runs: destroy that first".to_owned()));
             }
-            if settings.is_some() && info.is_accessible() && info.settings.as_ref() != Some(&machine.vbox) {
+            // One that VirtualBox cannot read does not say where it is.
+            let is_ours = match &info.settings {
+                Some(settings) => *settings == machine.vbox,
+                None => folder.read()?.is_some_and(|record| record.uuid == manage.uuid()),
+            };
+            if settings.is_some() && !is_ours {
                 let why = format!(
                     "VirtualBox has another machine of its UUID, {}: remove that (VBoxManage unregistervm)",
                     info.settings.unwrap_or_default().display()

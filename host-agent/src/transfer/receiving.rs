@@ -99,9 +99,13 @@ impl Transfer<'_> {
         if definition.deployment != *deployment {
             return Err(self.talk.odd(&format!("its VM is one of deployment {}", definition.deployment)));
         }
-        let has_settings = manifest.files.iter().any(|file| file.role == FileRole::Settings);
-        if definition.machine.is_some() && !has_settings {
-            return Err(self.talk.odd("it gives disks, and no snapshot of its machine"));
+        let has = |role| manifest.files.iter().any(|file| file.role == role);
+        let has_state = match definition.machine {
+            Some(_) => has(FileRole::Settings),
+            None => has(FileRole::MigrationStream) || (has(FileRole::Ram) && has(FileRole::DeviceState)),
+        };
+        if !has_state {
+            return Err(self.talk.odd("it gives disks, and no snapshot of a VM that ran"));
         }
         let runner = fitting::runner(&*self.receiver.runners, definition).await;
         fitting::check(definition, &manifest.hypervisor, &runner, Phase::Fetch)?;

@@ -11,7 +11,7 @@ use unasnap_host::store::{Placed, files};
 use unasnap_protocol::control::{FailureKind, Source};
 
 use super::hostile::lying;
-use super::support::{Giving, Taking, images, name, virtualbox_facts};
+use super::support::{Giving, Taking, images, name, qcow2, virtualbox_facts};
 
 /// As VirtualBox 7.2.22 has written it.
 const SETTINGS: &str = include_str!("../../files/tests/data/own-1.19.vbox");
@@ -305,23 +305,18 @@ async fn disks_alone_are_no_snapshot() {
     let taking = Taking::new(&giving);
     let mut machine = Machine::new(&giving);
     machine.saved.files.retain(|file| file.role == FileRole::DifferenceDisk);
-    let source = machine.commit(&giving, "disks");
-    let failure = taking.fetch_of("disks", &source).await.unwrap_err();
-    assert!(failure.text.contains("gives disks, and no snapshot of its machine"), "{failure}");
-    assert!(taking.has_nothing());
-}
-
-/// Written by a version that knew only VMs of QEMU.
-#[tokio::test]
-async fn what_came_to_an_earlier_version_is_understood() {
-    let giving = Giving::start(None).await;
-    let taking = Taking::new(&giving);
-    taking.fetch(&giving.source()).await.unwrap();
-    let store = &taking.receiver.store;
-    let manifest = store.manifest(&name("s"), &name("a")).unwrap();
-    let placed = store.placed(&manifest).unwrap().unwrap();
-    assert_eq!(placed.bases, [placed.definition.disks[0].image.clone()]);
-    let path = taking.folder.path().join("snapshots/s/a.placed");
-    fs::write(&path, serde_json::to_vec_pretty(&placed.definition).unwrap()).unwrap();
-    assert_eq!(store.placed(&manifest).unwrap(), Some(placed));
+    let disks = machine.commit(&giving, "disks");
+    let mut sources = vec![("disks", disks)];
+    for (snapshot, lost) in [("qemus", FileRole::DeviceState), ("ramless", FileRole::Ram)] {
+        let layer = qcow2(600_001, 6, Some("base"), None);
+        let without = |saved: &mut Saved| saved.files.retain(|file| file.role != lost);
+        let digest = giving.snapshot_of(snapshot, "a", &layer, without);
+        giving.store.commit(&name(snapshot)).unwrap();
+        sources.push((snapshot, Source { digest, ..giving.source() }));
+    }
+    for (snapshot, source) in sources {
+        let failure = taking.fetch_of(snapshot, &source).await.unwrap_err();
+        assert!(failure.text.contains("gives disks, and no snapshot of a VM that ran"), "{failure}");
+        assert!(taking.has_nothing());
+    }
 }
