@@ -22,6 +22,7 @@ use serde::Serialize;
 use unasnap_protocol::name::Name;
 
 use crate::definition::VmDefinition;
+use crate::store::Placed;
 use crate::store::manifest::{BaseImage, Facts, Manifest, Saved};
 
 pub(crate) mod base_image;
@@ -208,8 +209,8 @@ pub struct SavedVm<'a> {
     pub folder: &'a Path,
     /// Its manifest.
     pub manifest: &'a Manifest,
-    /// Where the images below its disks lie, if it came from another host; `None` when it was taken here.
-    pub bases_here: Option<&'a [PathBuf]>,
+    /// How it is to be here, if it came from another host; `None` when it was taken here.
+    pub here: Option<&'a Placed>,
 }
 
 /// What an instance is doing.

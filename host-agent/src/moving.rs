@@ -14,7 +14,6 @@ use crate::registry::Registry;
 use crate::store::{Store, StoreError};
 use crate::transfer::fetching::Fetcher;
 use crate::transfer::fitting;
-use crate::transfer::images::Images;
 use crate::works::store_failure;
 
 /// What is needed for members to come and go.
@@ -25,8 +24,6 @@ pub struct Moving {
     pub registry: Arc<Registry>,
     /// Where snapshots lie.
     pub store: Store,
-    /// Where the images below disks lie, and machines.
-    pub images: Images,
     /// What gets files.
     pub fetcher: Fetcher,
     /// Where answers go.
@@ -110,9 +107,7 @@ impl Moving {
         let manifest = self.store.manifest(&envelope.snapshot, &envelope.vm).map_err(failure)?;
         let definition = self.store.here(&manifest).map_err(failure)?.definition;
         let runner = fitting::runner(&*self.registry, &definition).await;
-        fitting::check(&definition, &manifest.hypervisor, &runner, phase)?;
-        let by_hand = |text| Failure::new(FailureKind::BadRequest, phase, text);
-        fitting::check_machine(&definition, &self.images).map_err(by_hand)
+        fitting::check(&definition, &manifest.hypervisor, &runner, phase)
     }
 
     fn delete(&self, envelope: &Envelope, phase: Phase) -> Result<(), Failure> {

@@ -77,15 +77,15 @@ pub async fn run(config: Config) -> Result<()> {
     let serves = config.transfer.map(|transfer| serve(transfer, &trust, giver(transfer))).transpose()?;
     let receiver = Arc::new(Receiver {
         store: store.clone(),
-        images: images.clone(),
+        images,
         trust: trust.clone(),
         runners: registry.clone(),
+        believes: config.virtualbox.believes.clone(),
     });
     let moving = Arc::new(Moving {
         host: config.name.clone(),
         registry: Arc::clone(&registry),
         store: store.clone(),
-        images,
         fetcher: Fetcher::new(Arc::clone(&receiver), answer_sender.clone()),
         answers: answer_sender,
         term: AtomicU64::new(0),

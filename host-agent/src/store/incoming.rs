@@ -33,6 +33,9 @@ pub struct Placed {
     pub definition: VmDefinition,
     /// The images below its disks, in the order of [`Manifest::bases`].
     pub bases: Vec<PathBuf>,
+    /// Is the host believed that it came from? VirtualBox obeys the settings of its machine then, whatever they name.
+    #[serde(default)]
+    pub believed: bool,
 }
 
 impl Placed {
@@ -40,7 +43,7 @@ impl Placed {
     #[must_use]
     pub fn nowhere_else(manifest: &Manifest) -> Self {
         let bases = manifest.bases.iter().map(|base| base.path.clone()).collect();
-        Self { definition: manifest.identity.definition.clone(), bases }
+        Self { definition: manifest.identity.definition.clone(), bases, believed: true }
     }
 }
 
@@ -58,7 +61,7 @@ impl From<Written> for Placed {
             Written::Placed(placed) => placed,
             Written::Definition(definition) => {
                 let bases = definition.disks.iter().map(|disk| disk.image.clone()).collect();
-                Self { definition, bases }
+                Self { definition, bases, believed: false }
             }
         }
     }

@@ -8,7 +8,6 @@ use std::path::Path;
 use unasnap_files::qcow2;
 use unasnap_protocol::control::{Failure, FailureKind, Phase};
 
-use super::images::Images;
 use crate::definition::{ImageFormat, VmDefinition};
 use crate::drivers::Runners;
 use crate::hypervisor::virtualbox::coming;
@@ -93,7 +92,9 @@ fn check_definition<'a>(
             ));
         }
     };
-    match definition.nics.iter().find(|nic| !is_device(&nic.bridge)) {
+    // A machine that was made by hand may know its bridges itself.
+    let named = definition.nics.iter().filter(|nic| definition.machine.is_none() || !nic.bridge.is_empty());
+    match named.into_iter().find(|nic| !is_device(&nic.bridge)) {
         Some(nic) => refuse(format!(
             "{vm} needs a bridge {}, and this host has none of that name; make it, and connect it to the network of the others",
             nic.bridge
@@ -106,27 +107,18 @@ fn product(definition: &VmDefinition) -> &'static str {
     if definition.machine.is_some() { "VirtualBox" } else { "QEMU" }
 }
 
-/// Refuses a VM whose machine was made by hand: it may consist of anything, anywhere. `definition` is of this host.
-///
-/// # Errors
-/// What to do instead, in words.
-pub fn check_machine(definition: &VmDefinition, images: &Images) -> Result<(), String> {
-    let (Some(machine), vm) = (&definition.machine, &definition.name) else { return Ok(()) };
-    let own = images.own_machine(vm).map_err(|error| format!("cannot resolve the state folder: {error}"))?;
-    if *machine == own {
-        return Ok(());
-    }
-    Err(format!(
-        "{vm} has a machine of VirtualBox that was made by hand, {}, and only those of `unasnap vm create` come to other hosts; \
-         move it with VirtualBox's own means: `unasnap files {vm}` lists what it consists of",
-        machine.display()
-    ))
-}
-
 /// Major and minor number.
 fn release(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.split(|letter: char| !letter.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Refuses settings of a machine that this host would not obey, as soon as they have come.
+///
+/// # Errors
+/// The setting, in words.
+pub fn check_settings(folder: &Path, here: &Placed) -> Result<(), String> {
+    coming::written_settings(folder, here).map(drop).map_err(|error| chain(&error))
 }
 
 /// Refuses what would make the hypervisor open files that have not come with it. `folder` has the files of `manifest`, `here`

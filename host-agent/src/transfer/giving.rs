@@ -97,7 +97,7 @@ impl Giver {
         };
         let (store, images, shelf) = (self.store.clone(), self.images.clone(), Arc::clone(&self.shelf));
         let look: Box<dyn FnOnce() -> Result<Offered> + Send> = match next(&mut reader, OPEN_LIMIT).await? {
-            Some(Ask::Open(wanted)) => Box::new(move || Offered::snapshot(&store, &images, &wanted)),
+            Some(Ask::Open(wanted)) => Box::new(move || Offered::snapshot(&store, &wanted)),
             Some(Ask::Base(digest)) => Box::new(move || Offered::base(&images, digest)),
             Some(Ask::Disks(wanted)) => Box::new(move || Offered::disks(&shelf, &wanted)),
             _ => {
@@ -189,7 +189,7 @@ impl Offered {
         Ok(Self { what, manifest: None, files: Vec::new(), images: vec![Part::at(path)], offer })
     }
 
-    fn snapshot(store: &Store, images: &Images, wanted: &Wanted) -> Result<Self> {
+    fn snapshot(store: &Store, wanted: &Wanted) -> Result<Self> {
         let Wanted { snapshot, vm, digest } = wanted;
         let text = store.manifest_text(snapshot, vm)?;
         let text = text.with_context(|| absent(snapshot, vm))?;
@@ -199,7 +199,6 @@ impl Offered {
         }
         let manifest = store.manifest(snapshot, vm)?;
         let here = store.here(&manifest)?;
-        fitting::check_machine(&here.definition, images).map_err(Error::msg)?;
         let folder = store.vm_folder(snapshot, vm);
         let (files, images, offer) = parts(&manifest, &here, &folder, text.len())?;
         Ok(Self {

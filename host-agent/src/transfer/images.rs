@@ -82,11 +82,12 @@ impl Images {
         bases.known().values().find(is_it).map(|known| known.image.path.clone())
     }
 
-    /// A VM of this manifest on this host, with its images in these places, in the order of [`paths`].
+    /// A VM of this manifest on this host, with its images in these places, in the order of [`paths`]. Is the host `believed` that it
+    /// comes from?
     ///
     /// # Errors
     /// Where VMs are kept cannot be resolved.
-    pub fn placed(&self, manifest: &Manifest, images: &[PathBuf]) -> io::Result<Placed> {
+    pub fn placed(&self, manifest: &Manifest, images: &[PathBuf], believed: bool) -> io::Result<Placed> {
         let mut definition = manifest.identity.definition.clone();
         let (bases, others) = images.split_at(images.len().min(manifest.bases.len()));
         definition.disks.iter_mut().zip(bases).for_each(|(disk, here)| disk.image.clone_from(here));
@@ -95,7 +96,7 @@ impl Images {
         if definition.machine.is_some() {
             definition.machine = Some(self.own_machine(&definition.name)?);
         }
-        Ok(Placed { definition, bases: bases.to_vec() })
+        Ok(Placed { definition, bases: bases.to_vec(), believed })
     }
 
     /// Where a machine of VirtualBox lies here that unasnap has made.
@@ -142,7 +143,7 @@ impl Images {
 /// The images of a VM, where they lie on this host, in the order in which an offer names them.
 #[must_use]
 pub fn paths(here: &Placed) -> Vec<PathBuf> {
-    let Placed { definition, bases } = here;
+    let Placed { definition, bases, .. } = here;
     bases.iter().chain(&definition.kernel).chain(&definition.initrd).cloned().collect()
 }
 

@@ -28,6 +28,8 @@ pub struct Receiver {
     pub trust: Trust,
     /// The hypervisors that would restore what comes.
     pub runners: Arc<dyn Runners>,
+    /// Hosts whose machines of VirtualBox come as they are.
+    pub believes: Vec<Name>,
 }
 
 /// One that is under way.
@@ -200,10 +202,18 @@ impl Transfer<'_> {
         })
         .await?;
         self.plan(offer, manifest, incoming, &found)?;
+        let unplaced =
+            |error| failure(FailureKind::Internal, format!("cannot resolve the state folder: {error}"));
+        let unusable = |why| failure(FailureKind::Files, format!("nothing of it is used: {why}"));
+        let believed = self.receiver.believes.contains(&self.talk.source.host);
         for (index, file) in manifest.files.iter().enumerate() {
             let path = incoming.folder().join(&file.name);
             let item = Item::File(u32::try_from(index).unwrap_or(u32::MAX));
             self.talk.whole(item, &path, file.size, &file.blake3).await?;
+            if file.role == FileRole::Settings {
+                let here = images.placed(manifest, &[], believed).map_err(unplaced)?;
+                fitting::check_settings(incoming.folder(), &here).map_err(unusable)?;
+            }
         }
         let mut places = Vec::new();
         for (index, (image, here)) in offer.images.iter().zip(found).enumerate() {
@@ -223,12 +233,9 @@ impl Transfer<'_> {
                 }
             });
         }
-        let unplaced =
-            |error| failure(FailureKind::Internal, format!("cannot resolve the state folder: {error}"));
-        let placed = images.placed(manifest, &places).map_err(unplaced)?;
-        let fits = fitting::check_images(manifest, incoming.folder(), &placed);
-        fits.map(|()| placed)
-            .map_err(|why| failure(FailureKind::Files, format!("nothing of it is used: {why}")))
+        let placed = images.placed(manifest, &places, believed).map_err(unplaced)?;
+        fitting::check_images(manifest, incoming.folder(), &placed).map_err(unusable)?;
+        Ok(placed)
     }
 
     /// What will come, and is there room for it?

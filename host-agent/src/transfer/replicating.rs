@@ -28,11 +28,7 @@ impl Arrived {
     /// The files, every one compared with its digest.
     #[must_use]
     pub fn saved(&self) -> SavedVm<'_> {
-        SavedVm {
-            folder: self.incoming.folder(),
-            manifest: &self.manifest,
-            bases_here: Some(&self.here.bases),
-        }
+        SavedVm { folder: self.incoming.folder(), manifest: &self.manifest, here: Some(&self.here) }
     }
 
     /// The VM as it is on the other host, with its images where they lie here.

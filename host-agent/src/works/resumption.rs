@@ -47,8 +47,7 @@ impl Works {
         colours.end(&taps).await;
         self.hypervisor.destroy(name).await.map_err(failure)?;
         self.owes_discard.store(false, Ordering::Relaxed);
-        let bases_here = placed.as_ref().map(|placed| placed.bases.as_slice());
-        let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here };
+        let saved = SavedVm { folder: &folder, manifest: &manifest, here: placed.as_ref() };
         let mut vm =
             self.hypervisor.restore(&self.definition, saved, envelope.incarnation).await.map_err(failure)?;
         colours.begin(vm.as_mut(), false).await;

@@ -169,7 +169,7 @@ impl Bench {
         let snapshot = name(snapshot);
         let manifest = self.store.verify(&snapshot, &self.vm.name).unwrap();
         let folder = self.store.vm_folder(&snapshot, &self.vm.name);
-        let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
+        let saved = SavedVm { folder: &folder, manifest: &manifest, here: None };
         self.driver.restore(&self.vm, saved, 2).await.unwrap()
     }
 

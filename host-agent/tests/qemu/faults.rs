@@ -202,7 +202,7 @@ fn damage_is_named_before_a_restore() {
                 "qemu-img",
                 &["create", "-q", "-f", "qcow2", &bench.vm.disks[0].image.to_string_lossy(), "65M"],
             );
-            let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
+            let saved = SavedVm { folder: &folder, manifest: &manifest, here: None };
             let message = bench.driver.restore(&bench.vm, saved, 2).await.err().unwrap().to_string();
             assert!(message.contains("base.qcow2 is not the one below this snapshot"), "{message}");
         })

@@ -90,9 +90,9 @@ fn a_snapshot_is_restored_above_images_that_lie_elsewhere() {
             let places = ["base.qcow2", "kernel", "initrd"].map(|image| other.join(image));
             let driver = bench.driver_of("other").await;
             let manifest = bench.store.verify(&name("moved"), &bench.vm.name).unwrap();
-            let definition = Images::new(&other).placed(&manifest, &places).unwrap().definition;
+            let definition = Images::new(&other).placed(&manifest, &places, false).unwrap().definition;
             let folder = bench.store.vm_folder(&name("moved"), &bench.vm.name);
-            let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
+            let saved = SavedVm { folder: &folder, manifest: &manifest, here: None };
             let mut vm = driver.restore(&definition, saved, 2).await.unwrap();
             vm.resume().await.unwrap();
             let counted = wait_counted(&other.join("vms/counter/console.log")).await;
@@ -103,7 +103,7 @@ fn a_snapshot_is_restored_above_images_that_lie_elsewhere() {
             let manifest = bench.store.verify(&name("there"), &bench.vm.name).unwrap();
             assert_eq!(manifest.bases[0].path, places[0]);
             let folder = bench.store.vm_folder(&name("there"), &bench.vm.name);
-            let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
+            let saved = SavedVm { folder: &folder, manifest: &manifest, here: None };
             driver.restore(&definition, saved, 3).await.unwrap();
             driver.destroy(&bench.vm.name).await.unwrap();
         })

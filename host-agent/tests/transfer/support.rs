@@ -275,6 +275,7 @@ pub fn receiver(authority: &Authority, state_dir: &Path, limits: Limits) -> Rece
         images: Images::new(state_dir),
         trust: authority.trust("h2.host.unasnap"),
         runners: Arc::new(Runs),
+        believes: Vec::new(),
     }
 }
 

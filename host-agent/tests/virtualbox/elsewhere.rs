@@ -152,9 +152,18 @@ impl There {
         self.state_dir().join("saved")
     }
 
+    /// How it is to be here.
+    pub fn here(&self) -> Placed {
+        Placed { definition: self.vm.clone(), bases: self.bases.clone(), believed: false }
+    }
+
     async fn restore(&self) -> Result<VmState, String> {
+        self.restore_as(&self.here()).await
+    }
+
+    async fn restore_as(&self, here: &Placed) -> Result<VmState, String> {
         let folder = self.saved();
-        let saved = SavedVm { folder: &folder, manifest: &self.manifest, bases_here: Some(&self.bases) };
+        let saved = SavedVm { folder: &folder, manifest: &self.manifest, here: Some(here) };
         let mut vm = self.driver.restore(&self.vm, saved, 9).await.map_err(|error| error.to_string())?;
         assert_eq!(vm.guest_channel_path(), self.vm.machine.as_ref().unwrap().with_file_name("guest.sock"));
         Ok(vm.state().await.unwrap())
@@ -200,7 +209,7 @@ fn manifest(base: &Path, saved: &Path) -> Manifest {
 #[tokio::test]
 async fn a_machine_of_another_host_is_laid_out_with_the_places_of_this_one() {
     let there = There::new().await;
-    let here = Placed { definition: there.vm.clone(), bases: there.bases.clone() };
+    let here = there.here();
     coming::check(&there.manifest, &there.saved(), &here).unwrap();
     assert_eq!(there.restore().await, Ok(VmState::Paused));
     let machine = there.vm.machine.clone().unwrap();
@@ -231,6 +240,21 @@ async fn settings_that_do_more_are_not_laid_out_even_when_they_are_here() {
     assert!(refused.contains("it has <USB>"), "{refused}");
     assert!(there.virtualbox.given.lock().unwrap().is_empty());
     assert!(!there.vm.machine.as_ref().unwrap().exists());
+}
+
+#[tokio::test]
+async fn of_a_host_that_is_believed_they_are_laid_out_as_they_are() {
+    let there = There::new().await;
+    let own = "<Snapshot uuid=\"{fa5049af-1ef8-43d1-8d59-ee424ef7fce2}\" name=\"own\"><Hardware/></Snapshot>";
+    let odd =
+        SETTINGS.replace("<Clipboard/>", "<USB/>").replacen("<Snapshot ", &format!("{own}<Snapshot "), 1);
+    std::fs::write(there.saved().join("machine.vbox"), odd).unwrap();
+    let here = Placed { believed: true, ..there.here() };
+    coming::check(&there.manifest, &there.saved(), &here).unwrap();
+    assert!(coming::check(&there.manifest, &there.saved(), &there.here()).is_err());
+    there.restore_as(&here).await.unwrap();
+    let given = there.virtualbox.given.lock().unwrap().join("");
+    assert!(given.contains("<USB/>") && !given.contains("<Snapshot") && !given.contains("/srv/"), "{given}");
 }
 
 #[tokio::test]

@@ -72,6 +72,7 @@ impl House {
             images: Images::new(&self.path("state")),
             trust: Authority::new().trust("h1.host.unasnap"),
             runners: registry.clone(),
+            believes: Vec::new(),
         };
         let orders = household::start(registry, bases, store, receiver.into(), Arc::default(), sender);
         Agent { orders, words, _answers }

@@ -10,9 +10,9 @@ use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::virtualbox::holder::media;
 use unasnap_host::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig, own_machine};
 use unasnap_host::hypervisor::{Ground, Hypervisor, InPause, SavedVm, VmState};
-use unasnap_host::store::Store;
 use unasnap_host::store::manifest::{BaseImage, Identity};
 use unasnap_host::store::space::Limits;
+use unasnap_host::store::{Placed, Store};
 use unasnap_host::transfer::frozen::Shelf;
 use unasnap_protocol::transfer::Disks;
 
@@ -266,8 +266,9 @@ async fn a_replica_has_what_the_other_hosts_disk_held_on_a_base_of_its_own() {
     assert_eq!(frozen.manifest.bases, std::slice::from_ref(&here.base));
 
     there.make("other").await.unwrap();
-    let bases = [there.base.path.clone()];
-    let came = SavedVm { folder: &frozen.folder, manifest: &frozen.manifest, bases_here: Some(&bases) };
+    let bases = vec![there.base.path.clone()];
+    let placed = Placed { definition: there.vm("web"), bases, believed: false };
+    let came = SavedVm { folder: &frozen.folder, manifest: &frozen.manifest, here: Some(&placed) };
     there.driver.make(&there.vm("twin"), Ground::Frozen(came), 0).await.unwrap();
     let own = there.difference("twin");
     assert_eq!(std::fs::read(&own).unwrap()[512..], bytes[512..]);
@@ -373,7 +374,7 @@ async fn a_machine_is_restored_beside_others_that_have_its_base() {
                 state.machines.values_mut().for_each(|machine| machine.state = "inaccessible")
             });
         }
-        let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
+        let saved = SavedVm { folder: &folder, manifest: &manifest, here: None };
         let mut vm = host.driver.restore(&web, saved, 2).await.unwrap();
         host.virtualbox.change(State::end_service);
         assert_eq!(vm.state().await.unwrap(), VmState::Paused, "its disk is known to nobody");

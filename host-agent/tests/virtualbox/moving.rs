@@ -49,18 +49,17 @@ impl Agent {
         let registry =
             Registry::open(&definitions, drivers, store.clone(), taps, sender.clone(), words, together);
         let registry = Arc::new(registry.await.unwrap());
-        let images = Images::new(&state);
         let receiver = Receiver {
             store: store.clone(),
-            images: images.clone(),
+            images: Images::new(&state),
             trust: Authority::new().trust("h1.host.unasnap"),
             runners: registry.clone(),
+            believes: Vec::new(),
         };
         let moving = Moving {
             host: name("h1"),
             registry: registry.clone(),
             store: store.clone(),
-            images,
             fetcher: Fetcher::new(receiver.into(), sender.clone()),
             answers: sender,
             term: AtomicU64::new(0),
@@ -102,8 +101,8 @@ fn envelope() -> Envelope {
 #[tokio::test]
 async fn a_machine_lives_where_it_is_restored_and_leaves_nothing_where_it_is_evicted() {
     let mut agent = Agent::new().await;
-    let (vm, bases) = (agent.there.vm.clone(), agent.there.bases.clone());
-    agent.accept(&Placed { definition: vm.clone(), bases });
+    let vm = agent.there.vm.clone();
+    agent.accept(&agent.there.here());
     assert_eq!(agent.order(Order::Poll(())).await, Answer::Ready(()));
     assert_eq!(agent.order(Order::Verify(())).await, Answer::Ready(()));
     assert_eq!(agent.order(Order::Restore(())).await, Answer::Loaded(()));
@@ -118,17 +117,4 @@ async fn a_machine_lives_where_it_is_restored_and_leaves_nothing_where_it_is_evi
     assert_eq!(*agent.there.virtualbox.registered.lock().unwrap(), None);
     assert!(!machine.parent().unwrap().exists() && agent.there.bases[0].exists());
     assert!(agent.registry.members().get(&vm.name).is_none());
-}
-
-/// Files of one lie here, and its definition was taken away.
-#[tokio::test]
-async fn a_machine_that_was_made_by_hand_does_not_come_back_by_itself() {
-    let mut agent = Agent::new().await;
-    let mut definition = agent.there.vm.clone();
-    definition.machine = Some("/srv/vms/web/web.vbox".into());
-    agent.accept(&Placed { definition, bases: agent.there.bases.clone() });
-    for order in [Order::Poll(()), Order::Restore(())] {
-        let Answer::Refused(failure) = agent.order(order).await else { panic!("it is not refused") };
-        assert!(failure.text.contains("was made by hand, /srv/vms/web/web.vbox"), "{failure}");
-    }
 }

@@ -67,6 +67,7 @@ impl Real {
             state_dir,
             vboxmanage: variable("UNASNAP_TEST_VIRTUALBOX"),
             execution_engine: Some("recompiler".to_owned()),
+            believes: Vec::new(),
         };
         let calls = VBoxManage::new(&config, &config.state_dir);
         Self { folder: folder.to_owned(), config, calls }
@@ -207,14 +208,31 @@ async fn a_real_machine_is_snapshotted_and_restored() {
     drop(vm);
 
     let folder = store.vm_folder(&name("s1"), &definition.name);
-    let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
+    let saved = SavedVm { folder: &folder, manifest: &manifest, here: None };
     // A host that has only the base, under the same name as here.
     let there = Real::new("b", scratch.path());
     std::fs::create_dir_all(there.vbox().parent().unwrap()).unwrap();
-    std::fs::copy(here.vbox().with_extension("vdi"), there.vbox().with_extension("vdi")).unwrap();
+    let base = scratch.path().join("c.vdi");
+    for copy in [there.vbox().with_extension("vdi"), base.clone()] {
+        std::fs::copy(here.vbox().with_extension("vdi"), copy).unwrap();
+    }
     here.restores(&driver, &definition, saved).await;
     let driver = VirtualBox::open(there.config.clone()).await.unwrap();
     there.restores(&driver, &there.definition(), saved).await;
+
+    // One that believes the first comes to the place of its own machines, above a base that lies anywhere.
+    let believing = Real::new("c", scratch.path());
+    let web = believing.own(definition.name.as_str());
+    let placed = Placed { definition: web.clone(), bases: vec![base], believed: true };
+    coming::check(&manifest, &folder, &placed).unwrap();
+    let driver = VirtualBox::open(believing.config.clone()).await.unwrap();
+    let mut vm = driver.restore(&web, SavedVm { here: Some(&placed), ..saved }, 2).await.unwrap();
+    vm.resume().await.unwrap();
+    believing.counts().await;
+    drop(vm);
+    driver.destroy(&web.name).await.unwrap();
+    driver.forget(&web.name).await.unwrap();
+    assert!(!believing.order("list vms").await.contains('{'), "VirtualBox still has a machine");
     store.verify(&name("s1"), &definition.name).unwrap();
 }
 
@@ -301,10 +319,10 @@ impl Real {
         let bases = [self.config.state_dir.join("images").join(&manifest.bases[0].blake3)];
         std::fs::create_dir_all(bases[0].parent().unwrap()).unwrap();
         std::fs::rename(base, &bases[0]).unwrap();
-        let here = Placed { definition: vm.clone(), bases: bases.to_vec() };
+        let here = Placed { definition: vm.clone(), bases: bases.to_vec(), believed: false };
         coming::check(manifest, saved.folder, &here).unwrap();
         let driver = VirtualBox::open(self.config.clone()).await.unwrap();
-        let saved = SavedVm { bases_here: Some(&bases), ..saved };
+        let saved = SavedVm { here: Some(&here), ..saved };
         let mut restored = driver.restore(&vm, saved, 2).await.unwrap();
         restored.resume().await.unwrap();
         assert_eq!(restored.guest_channel_path(), self.machine(&vm).with_file_name("guest.sock"));
@@ -356,7 +374,7 @@ async fn real_machines_share_a_base() {
     let store = Store::open(&here.config.state_dir, Limits::default()).unwrap();
     let manifest = here.snapshot(&driver, &two, &store).await;
     let folder = store.vm_folder(&name("s1"), &two.name);
-    let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
+    let saved = SavedVm { folder: &folder, manifest: &manifest, here: None };
     let copy = scratch.path().join("copy.vdi");
     std::fs::copy(&image, &copy).unwrap();
     Real::new("b", scratch.path()).goes_on(saved, &copy, 1).await;

@@ -82,7 +82,7 @@ impl Host {
 
     pub async fn restore(&self, manifest: &Manifest) -> Result<Box<dyn Vm>, String> {
         let folder = self.saved_folder();
-        let saved = SavedVm { folder: &folder, manifest, bases_here: None };
+        let saved = SavedVm { folder: &folder, manifest, here: None };
         self.driver.restore(&self.vm, saved, 9).await.map_err(|error| error.to_string())
     }
 }

@@ -268,6 +268,7 @@ async fn a_household_answers_every_task_once() {
         images: Images::new(house.folder.path()),
         trust: Authority::new().trust("h1.host.unasnap"),
         runners: registry.clone(),
+        believes: Vec::new(),
     };
     let orders = household::start(registry, bases, store, receiver.into(), Arc::default(), sender);
     let mut ask = async |number: u64, task: Task| {

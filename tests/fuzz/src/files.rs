@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 use unasnap_files::vbox::foreign::{Own, written_anew};
-use unasnap_files::vbox::{as_saved, with_shared_base};
+use unasnap_files::vbox::{as_saved, as_saved_alone, with_shared_base};
 use unasnap_files::{FilesError, qcow2 as disks, vbox as machines};
 use unasnap_protocol::files::FileReport;
 
@@ -46,15 +46,17 @@ pub fn vbox(input: &[u8]) {
 pub fn foreign_vbox(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     let (guest_channel, console) = ("/vms/web/guest.sock", "/vms/web/console.sock");
-    let own = Own { name: "web", bridges: &["br0"], guest_channel, console };
+    let own = |believed| Own { name: "web", bridges: &["br0"], guest_channel, console, believed };
     let snapshot = text.split_once("<Snapshot uuid=\"{").and_then(|(_, rest)| rest.split_once('}'));
-    let saved = snapshot.map(|(uuid, _)| as_saved(text, uuid));
-    for changed in saved.into_iter().chain([with_shared_base(text, UUID, "/b&<\"")]) {
+    let saved = snapshot.into_iter().flat_map(|(uuid, _)| [as_saved(text, uuid), as_saved_alone(text, uuid)]);
+    for changed in saved.chain([with_shared_base(text, UUID, "/b&<\"")]) {
         assert!(changed.map_or_else(|why| !why.is_empty(), |text| text.contains("<Machine")));
     }
-    match written_anew(text, &own) {
-        Ok(here) => assert_eq!(written_anew(&here, &own).as_ref(), Ok(&here)),
-        Err(why) => assert!(!why.is_empty()),
+    for believed in [false, true] {
+        match written_anew(text, &own(believed)) {
+            Ok(here) => assert_eq!(written_anew(&here, &own(believed)).as_ref(), Ok(&here)),
+            Err(why) => assert!(!why.is_empty()),
+        }
     }
 }
 

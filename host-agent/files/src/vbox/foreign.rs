@@ -3,7 +3,8 @@
 //! VirtualBox opens every file that its settings name, and obeys the rest: what another host has written is not given to it. It gets a
 //! text written anew, of nothing but the elements and attributes that VirtualBox 7.2 writes for such a machine (settings versions
 //! 1.19 and 1.20), with this host's places in it. Anything else is refused by its name, so that nothing is lost silently: a machine
-//! that has been changed by hand would be another one here.
+//! that has been changed by hand would be another one here. Of a host that is believed a machine comes as it is, but for the places
+//! that are this host's.
 
 use std::fmt::Write;
 
@@ -28,6 +29,8 @@ pub struct Own<'a> {
     pub guest_channel: &'a str,
     /// The socket of its serial console, whose name says that it is one.
     pub console: &'a str,
+    /// Is the other host believed? Its machine keeps what is not on the list, too.
+    pub believed: bool,
 }
 
 /// The text of a machine, written anew, without a registry of disks.
@@ -74,15 +77,15 @@ struct Copy<'a> {
     own: &'a Own<'a>,
     text: String,
     /// The elements around the next one.
-    inside: Vec<&'static str>,
+    inside: Vec<String>,
     machines: usize,
     /// Is the last network card there for the guest?
     card: bool,
 }
 
 impl Copy<'_> {
-    fn parent(&self) -> &'static str {
-        self.inside.last().copied().unwrap_or_default()
+    fn parent(&self) -> &str {
+        self.inside.last().map(String::as_str).unwrap_or_default()
     }
 
     fn leaves_out(&self, element: &BytesStart<'_>) -> bool {
@@ -90,43 +93,46 @@ impl Copy<'_> {
     }
 
     /// Writes the begin of an element, and answers its name.
-    fn element(&mut self, element: &BytesStart<'_>, end: &str) -> Result<&'static str, String> {
-        let (name, parent) = (name_of(element), self.parent());
+    fn element(&mut self, element: &BytesStart<'_>, end: &str) -> Result<String, String> {
+        let (name, parent, believed) = (name_of(element), self.parent(), self.own.believed);
         let foreign = || Err(format!("it has {} in {}", shortened(&tag(element)), self.path()));
         let is_it = |allowed: &&Allowed| allowed.0 == name && allowed.1.contains(&parent);
-        let Some((name, _, attributes)) = ALLOWED.iter().find(is_it) else { return foreign() };
-        if *name == "NAT" && self.card {
+        let attributes = match ALLOWED.iter().find(is_it) {
+            Some((_, _, attributes)) => *attributes,
+            None if believed => &[],
+            None => return foreign(),
+        };
+        if name == "NAT" && self.card && !believed {
             return foreign();
         }
-        let mut is_there = false;
+        let all = attributes_of(element)?;
+        let has = |key: &str, value: &str| all.iter().any(|one| one.0 == key && one.1 == value);
+        let is_socket = has("server", "true") && has("hostMode", "HostPipe");
         let mut written = format!("{}<{name}", "  ".repeat(self.inside.len()));
-        for attribute in element.attributes() {
-            let attribute = attribute.map_err(|error| format!("its XML: {error}"))?;
-            let value = attribute.normalized_value(XmlVersion::Implicit1_0);
-            let value = value.map_err(|error| format!("its XML: {error}"))?;
-            let key: &str = attribute.key.as_ref();
-            let odd = || Err(format!("it has {key}={:?} in {}/{name}", shortened(&value), self.path()));
-            let Some((key, may)) = attributes.iter().find(|(allowed, _)| *allowed == key) else {
-                return odd();
-            };
-            is_there |= *key == "enabled" && value == "true";
-            let value = match may {
-                May::Socket if file_name(&value) == file_name(self.own.console) => self.own.console,
-                May::Socket => self.own.guest_channel,
-                _ if self.own.allows(may, &value) => &*value,
+        for (key, value) in &all {
+            let odd = || Err(format!("it has {key}={:?} in {}/{name}", shortened(value), self.path()));
+            let value = match attributes.iter().find(|(allowed, _)| allowed == key).map(|(_, may)| may) {
+                Some(May::Socket) if is_socket || !believed => {
+                    match file_name(value) == file_name(self.own.console) {
+                        true => self.own.console,
+                        false => self.own.guest_channel,
+                    }
+                }
+                Some(may) if self.own.allows(may, value) => value,
+                _ if believed => value,
                 _ => return odd(),
             };
             // Writing into a text does not fail.
             let _ = write!(written, " {key}=\"{}\"", escape(value));
         }
-        self.machines += usize::from(*name == "Machine");
-        if *name == "Adapter" {
-            self.card = is_there;
+        self.machines += usize::from(name == "Machine");
+        if name == "Adapter" {
+            self.card = has("enabled", "true");
         }
         self.text += &written;
         self.text += end;
         self.text.push('\n');
-        Ok(name)
+        Ok(name.to_owned())
     }
 
     fn end(&mut self) {
@@ -157,6 +163,17 @@ impl Own<'_> {
 fn is_saved_state(place: &str) -> bool {
     let name = place.strip_prefix("Snapshots/").and_then(|file| file.strip_suffix(".sav"));
     name.is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'))
+}
+
+fn attributes_of(element: &BytesStart<'_>) -> Result<Vec<(String, String)>, String> {
+    let mut all = Vec::new();
+    for attribute in element.attributes() {
+        let attribute = attribute.map_err(|error| format!("its XML: {error}"))?;
+        let value = attribute.normalized_value(XmlVersion::Implicit1_0);
+        let value = value.map_err(|error| format!("its XML: {error}"))?;
+        all.push((AsRef::<str>::as_ref(&attribute.key).to_owned(), value.into_owned()));
+    }
+    Ok(all)
 }
 
 fn file_name(path: &str) -> &str {

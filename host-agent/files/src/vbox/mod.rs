@@ -16,7 +16,7 @@ use unasnap_protocol::files::{FileReport, FileRole, SnapshotNode, StoreKind, Tot
 
 use self::disks::Disks;
 pub use self::registry::with_shared_base;
-pub use self::saved::as_saved;
+pub use self::saved::{as_saved, as_saved_alone};
 use self::settings::{Settings, State};
 use crate::error::FilesError;
 use crate::listing::{Listing, names_in};
@@ -77,6 +77,8 @@ pub struct Attached {
     pub now: Vec<String>,
     /// To each snapshot, by its UUID.
     pub snapshots: BTreeMap<String, Vec<String>>,
+    /// Is an image in a drive for CDs or floppy disks, now?
+    pub has_removable: bool,
 }
 
 /// What is attached to the machine that `path`, a `.vbox`, describes.
@@ -90,7 +92,8 @@ pub fn attached(path: &Path) -> Result<Attached, FilesError> {
         disks.map(|(uuid, _)| uuid.plain()).collect()
     };
     let snapshots = settings.snapshots.iter().map(|snapshot| (snapshot.uuid.plain(), disks(&snapshot.state)));
-    Ok(Attached { now: disks(&settings.current), snapshots: snapshots.collect() })
+    let has_removable = settings.current.images.iter().any(|(_, removable)| *removable);
+    Ok(Attached { now: disks(&settings.current), snapshots: snapshots.collect(), has_removable })
 }
 
 fn report(folder: &Path, settings: &Settings, target: Option<usize>, listing: Listing) -> FileReport {

@@ -5,7 +5,7 @@
 
 use quick_xml::escape::escape;
 
-use super::parts;
+use super::parts::{self, Part};
 use crate::uuid::Uuid;
 
 /// What a snapshot has of its own, and the machine as it is now, too.
@@ -13,32 +13,53 @@ const STATE: [&str; 2] = ["Hardware", "Platform"];
 /// The attributes of a machine that say what it goes on from.
 const GOES_ON_FROM: [&str; 3] = ["stateFile", "currentSnapshot", "currentStateModified"];
 
-/// The text of a `.vbox` for that: `snapshot` is the UUID of the machine's newest one.
+/// The text of a `.vbox` for that: `snapshot` is the UUID of the machine's newest one. Those before it stay.
 ///
 /// # Errors
 /// It is no text of a machine with that snapshot, or others go on from that; in words.
 pub fn as_saved(text: &str, snapshot: &str) -> Result<String, String> {
     let machine = parts::machine(text)?;
-    let found = Uuid::parse(snapshot).and_then(|uuid| machine.snapshot(uuid));
-    let (taken, parent) = found.ok_or_else(|| format!("it has no snapshot {snapshot}"))?;
+    let (taken, before) = find(&machine, snapshot)?;
     if taken.child("Snapshots").is_some_and(|others| !others.children.is_empty()) {
         return Err(format!("other snapshots go on from {snapshot}"));
     }
-    let mut changes = vec![(taken.whole.clone(), String::new())];
+    Ok(rewritten(text, &machine, taken, &[taken], before))
+}
+
+/// As [`as_saved`], of any snapshot, and none is left.
+///
+/// # Errors
+/// It is no text of a machine with that snapshot, in words.
+pub fn as_saved_alone(text: &str, snapshot: &str) -> Result<String, String> {
+    let machine = parts::machine(text)?;
+    let (taken, _) = find(&machine, snapshot)?;
+    let all: Vec<&Part> = machine.children.iter().filter(|child| child.name == "Snapshot").collect();
+    Ok(rewritten(text, &machine, taken, &all, None))
+}
+
+/// The snapshot, and the one that it goes on from.
+fn find<'a>(machine: &'a Part, snapshot: &str) -> Result<(&'a Part, Option<&'a Part>), String> {
+    let found = Uuid::parse(snapshot).and_then(|uuid| machine.snapshot(uuid));
+    found.ok_or_else(|| format!("it has no snapshot {snapshot}"))
+}
+
+/// The machine as it was in `taken`, without these snapshots; it goes on from `before`.
+fn rewritten(text: &str, machine: &Part, taken: &Part, gone: &[&Part], before: Option<&Part>) -> String {
+    let mut changes: Vec<_> = gone.iter().map(|part| (part.whole.clone(), String::new())).collect();
     for name in STATE {
         if let Some((now, then)) = machine.child(name).zip(taken.child(name)) {
             changes.push((now.whole.clone(), text[then.whole.clone()].to_owned()));
         }
     }
     let state = taken.attribute("stateFile").map(|file| ("stateFile", file));
-    let before = parent.and_then(|parent| parent.attribute("uuid")).map(|uuid| ("currentSnapshot", uuid));
+    let before = before.and_then(|before| before.attribute("uuid")).map(|uuid| ("currentSnapshot", uuid));
     let mut tag = format!("<{}", machine.name);
     let kept = machine.attributes.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     for (key, value) in kept.filter(|(key, _)| !GOES_ON_FROM.contains(key)).chain(state).chain(before) {
         tag += &format!(" {key}=\"{}\"", escape(value));
     }
     changes.push((machine.begin.clone(), tag + ">"));
-    Ok(parts::replaced(text, changes))
+    parts::replaced(text, changes)
 }
 
 #[cfg(test)]
@@ -86,6 +107,10 @@ mod tests {
             machine(&format!("currentSnapshot=\"{{{FIRST}}}\""), &format!("{}<Hardware c=\"\"/>", tree("")));
         assert_eq!(as_saved(&text, CUT).unwrap(), expected);
         assert!(as_saved(&text, FIRST).unwrap_err().contains("other snapshots go on from"));
+        for (snapshot, state) in [(CUT, "c"), (FIRST, "f")] {
+            let alone = machine("", &format!("<Hardware {state}=\"\"/>"));
+            assert_eq!(as_saved_alone(&text, snapshot).unwrap().replace("<Machine>", "<Machine >"), alone);
+        }
         assert!(
             as_saved(&text, "33333333-523c-4243-a6bd-635926e1d6f9").unwrap_err().contains("has no snapshot")
         );

@@ -10,7 +10,6 @@ use unasnap_files::{vbox, vdi};
 use super::super::HypervisorError;
 use super::machine::{LAYOUT_FILE, Layout, SETTINGS_FILE};
 use super::record::{VmFolder, socket_path};
-use crate::definition::VmDefinition;
 use crate::store::Placed;
 use crate::store::manifest::{FileRole, Manifest};
 
@@ -37,42 +36,48 @@ pub fn check(manifest: &Manifest, saved: &Path, here: &Placed) -> Result<(), Hyp
     check_files(manifest, &layout)?;
     let settings = saved.join(SETTINGS_FILE);
     let attached = vbox::attached(&settings).map_err(|error| unsupported(error.to_string()))?;
-    let cut = match attached.snapshots.first_key_value() {
-        Some((uuid, disks)) if *uuid == layout.snapshot && attached.snapshots.len() == 1 => disks,
-        _ => {
-            return Err(unsupported(
-                "its machine has other snapshots of VirtualBox than that of the cut: delete them there (VBoxManage snapshot)"
-                    .to_owned(),
-            ));
-        }
-    };
-    let layers = layers(manifest, saved, base)?;
-    if let Some(lost) = cut.iter().find(|uuid| !layers.contains(*uuid)) {
-        return Err(unsupported(format!("its machine has a disk {lost} that has not come with it")));
+    if attached.has_removable {
+        let what = "an image is in its machine's drive, which has not come: eject it there (VBoxManage storageattach)";
+        return Err(unsupported(what.to_owned()));
     }
-    let folder = VmFolder::of_machine(&here.definition);
-    written_settings(saved, &here.definition, &folder).map(drop)
+    let cut = attached.snapshots.get(&layout.snapshot);
+    let cut = cut.filter(|_| here.believed || attached.snapshots.len() == 1).ok_or_else(|| {
+        unsupported(
+            "its machine has other snapshots of VirtualBox than that of the cut: delete them there (VBoxManage snapshot)"
+                .to_owned(),
+        )
+    })?;
+    let [disk] = cut.as_slice() else {
+        return Err(unsupported(format!("its machine has {} disks at the cut, not one", cut.len())));
+    };
+    if !layers(manifest, saved, base)?.contains(disk) {
+        return Err(unsupported(format!("its machine has a disk {disk} that has not come with it")));
+    }
+    written_settings(saved, here).map(drop)
 }
 
-/// The settings of a local snapshot that came from another host, for the machine of `vm` in this `folder`.
+/// The settings of a local snapshot that came from another host, for the machine as it is to be here.
 ///
 /// # Errors
-/// There is something in them that no machine of unasnap's has, or they cannot be read.
-pub fn written_settings(
-    saved: &Path,
-    vm: &VmDefinition,
-    folder: &VmFolder,
-) -> Result<String, HypervisorError> {
-    let path = saved.join(SETTINGS_FILE);
+/// There is something in them that no machine of unasnap's has, and that host is not believed; or they cannot be read.
+pub fn written_settings(saved: &Path, here: &Placed) -> Result<String, HypervisorError> {
+    let (path, vm, folder) =
+        (saved.join(SETTINGS_FILE), &here.definition, VmFolder::of_machine(&here.definition));
     let text = std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?;
     let bridges: Vec<&str> = vm.nics.iter().map(|nic| nic.bridge.as_str()).collect();
     let guest_channel = socket_path(&folder.guest_channel())?;
     let console = socket_path(&folder.console_socket())?;
-    let own =
-        Own { name: vm.name.as_str(), bridges: &bridges, guest_channel: &guest_channel, console: &console };
+    let own = Own {
+        name: vm.name.as_str(),
+        bridges: &bridges,
+        guest_channel: &guest_channel,
+        console: &console,
+        believed: here.believed,
+    };
     written_anew(&text, &own).map_err(|what| {
         unsupported(format!(
-            "the settings of {}'s machine are not as unasnap makes them: {what}; set it back on the host that it comes from, and take a snapshot there",
+            "the settings of {}'s machine are not as unasnap makes them: {what}; set it back on the host that it comes from, and take a \
+             snapshot there, or have this host believe that one (`believes` in the [virtualbox] of host.toml)",
             vm.name
         ))
     })

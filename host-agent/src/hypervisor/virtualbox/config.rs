@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use unasnap_protocol::name::Name;
 
 /// Where the program proper is. The one in the `PATH` is a wrapper that prints warnings among the answers.
 const VBOXMANAGE: &str = "/usr/lib/virtualbox/VBoxManage";
@@ -27,6 +28,10 @@ pub struct VirtualBoxConfig {
     /// `VBOX_IPC_SOCKETID`: which of several VirtualBoxes of one user.
     #[serde(default)]
     pub ipc_socket_id: Option<String>,
+    /// Hosts whose machines come as they are, also such as were made by hand. Whoever rules one of these can have this host's VirtualBox
+    /// open any file of the agent's user.
+    #[serde(default)]
+    pub believes: Vec<Name>,
 }
 
 fn default_vboxmanage() -> PathBuf {
@@ -41,6 +46,7 @@ impl Default for VirtualBoxConfig {
             execution_engine: None,
             user_home: None,
             ipc_socket_id: None,
+            believes: Vec::new(),
         }
     }
 }

@@ -254,14 +254,15 @@ impl Machine {
             copy(&from, &to, &wanted).map_err(HypervisorError::file("copy", &from))?;
         }
         let path = saved.join(SETTINGS_FILE);
-        let mut text = match instead {
-            Some(text) => text.to_owned(),
-            None => std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?,
+        let text = match instead {
+            // What snapshots it had stays where it comes from.
+            Some(text) => vbox::as_saved_alone(text, &layout.snapshot),
+            None => {
+                let text = std::fs::read_to_string(&path).map_err(HypervisorError::file("read", &path))?;
+                if as_saved { vbox::as_saved(&text, &layout.snapshot) } else { Ok(text) }
+            }
         };
-        if as_saved {
-            text = vbox::as_saved(&text, &layout.snapshot)
-                .map_err(|why| unsupported(format!("{} is damaged: {why}", path.display())))?;
-        }
+        let text = text.map_err(|why| unsupported(format!("{} is damaged: {why}", path.display())))?;
         std::fs::create_dir_all(self.folder()).map_err(HypervisorError::file("create", self.folder()))?;
         files::write_durably(&self.vbox, text.as_bytes()).map_err(HypervisorError::file("write", &self.vbox))
     }

@@ -197,7 +197,7 @@ fn settings(vm: &VmDefinition, console: &str) -> Vec<String> {
 
 /// What the disk of a VM of another host held, with the base where it lies here.
 async fn frozen_content(saved: &SavedVm<'_>) -> Result<Content, HypervisorError> {
-    match (saved.bases_here, saved.manifest.files.as_slice()) {
+    match (saved.here.map(|here| here.bases.as_slice()), saved.manifest.files.as_slice()) {
         (Some([base]), [difference]) => {
             let base = base_image::check(base_image::describe(base)?, saved.manifest.bases.first()).await?;
             Ok(Content { base, difference: Some(saved.folder.join(&difference.name)) })

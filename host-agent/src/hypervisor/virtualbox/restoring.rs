@@ -32,11 +32,11 @@ impl VirtualBox {
             return Err(manage.wrong_state("restore", why));
         }
         // What another host says of its own places is nothing here.
-        let settings = match saved.bases_here {
+        let settings = match saved.here {
             None => None,
             Some(here) => {
-                layout.bases = here.iter().map(|path| path.to_string_lossy().into_owned()).collect();
-                Some(coming::written_settings(saved.folder, vm, &folder)?)
+                layout.bases = here.bases.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+                Some(coming::written_settings(saved.folder, here)?)
             }
         };
         let mut bases = Vec::new();

@@ -215,7 +215,7 @@ impl Guest {
         let folder = self.store.vm_folder(&name, &self.definition.name);
         self.incarnation += 1;
         let start = Instant::now();
-        let saved = SavedVm { folder: &folder, manifest: &manifest, bases_here: None };
+        let saved = SavedVm { folder: &folder, manifest: &manifest, here: None };
         let mut vm = self.driver.restore(&self.definition, saved, self.incarnation).await?;
         let loaded = start.elapsed();
         vm.resume().await?;

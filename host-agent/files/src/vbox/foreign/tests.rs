@@ -6,6 +6,7 @@ const OWN: Own<'_> = Own {
     bridges: &["br0"],
     guest_channel: "/srv/be\"ta/vms/web/guest.sock",
     console: "/srv/be\"ta/vms/web/console.sock",
+    believed: false,
 };
 /// The same machine, as VirtualBox 7.2.22 writes it with an engine that was chosen, and without.
 const WRITTEN: [&str; 2] =
@@ -161,4 +162,29 @@ fn machines_of_others_are_refused() {
         refused.contains("hostMode=\"RawFile\" in VirtualBox/Machine/Snapshot/Hardware/UART/Port"),
         "{refused}"
     );
+}
+
+#[test]
+fn of_a_host_that_is_believed_a_machine_comes_as_it_is_but_for_this_hosts_places() {
+    let run = include_str!("../../../../tests/virtualbox/fixtures/running.vbox");
+    let pipe = "server=\"true\" path=\"/run/x.sock\" hostMode=\"HostPipe\"";
+    let (_, port) = run.split_once("<Port ").unwrap();
+    let (port, _) = port.split_once("/>").unwrap();
+    let run = run.replacen("<UART>", &format!("<UART><Port slot=\"3\" {pipe}/>"), 1);
+    let here = written_anew(&run, &Own { name: "run", believed: true, ..OWN }).unwrap();
+    assert!(here.contains(&format!("<Port {port}/>")), "what it writes is its own affair: {here}");
+    assert!(
+        here.contains("slot=\"3\" server=\"true\" path=\"/srv/be&quot;ta/vms/web/guest.sock\""),
+        "{here}"
+    );
+    assert!(!here.contains("<HardDisk "), "{here}");
+    let count = |text: &str, name: &str| text.matches(&format!("<{name}")).count();
+    for name in ["Snapshot ", "Hardware", "Adapter ", "Image ", "Port ", "CPU"] {
+        assert_eq!(count(&here, name), count(&run, name), "{name}: {here}");
+    }
+    for text in
+        ["", "<VirtualBox/>", "<VirtualBox><Machine/><Machine/></VirtualBox>", "<VirtualBox>x</VirtualBox>"]
+    {
+        assert!(written_anew(text, &Own { believed: true, ..OWN }).is_err(), "{text}");
+    }
 }
