@@ -22,11 +22,11 @@ async fn make(call: &Call) -> Result<(), HypervisorError> {
     let machine = if arguments[0] == "snapshot" || arguments.len() > 1 { arguments[1] } else { "" };
     let (replay, manage) = manage(replay, machine);
     let result = match arguments.as_slice() {
-        ["showvminfo", ..] => manage.find().await.map(drop),
+        ["showvminfo", _, "--machinereadable"] => manage.find().await.map(drop),
         ["registervm", path] => manage.register(path.as_ref(), &[]).await,
         ["unregistervm", _] => manage.unregister().await,
         ["modifyvm", _, settings @ ..] => manage.modify(settings).await,
-        ["startvm", ..] => manage.start().await,
+        ["startvm", _, "--type", "headless"] => manage.start().await,
         ["controlvm", _, "pause"] => manage.pause().await,
         ["controlvm", _, "resume"] => manage.resume().await,
         ["controlvm", _, "poweroff"] => manage.power_off().await,
@@ -41,7 +41,8 @@ async fn make(call: &Call) -> Result<(), HypervisorError> {
         ["createvm" | "storagectl" | "storageattach" | "modifymedium" | "closemedium" | "list", ..] => {
             return call.answer.clone().success("web", &arguments).map(drop);
         }
-        other => panic!("{}: the driver makes no such call: {other:?}", call.name),
+        // Calls of operators: what comes of them is read in the same way.
+        _ => return call.answer.clone().success("web", &arguments).map(drop),
     };
     assert!(replay.left.lock().unwrap().is_empty(), "{}: not made", call.name);
     result
@@ -50,7 +51,7 @@ async fn make(call: &Call) -> Result<(), HypervisorError> {
 #[tokio::test]
 async fn every_recorded_answer_is_understood() {
     let calls = recorded::all();
-    assert!(calls.len() > 150, "only {} were found", calls.len());
+    assert!(calls.len() > 400, "only {} were found", calls.len());
     let mut failed = 0;
     for call in calls {
         let result = make(&call).await;
@@ -70,7 +71,14 @@ async fn every_recorded_answer_is_understood() {
                 );
                 assert!(!told.contains("Context:") && !told.contains("%..."), "{}: {told}", call.name);
             }
-            (Err(error), None) => assert!(call.answer.code == 124, "{}: {error}", call.name),
+            (Err(error), None) => {
+                let (told, answer) = (error.to_string(), &call.answer);
+                let mut said =
+                    answer.stdout.lines().chain(answer.stderr.lines()).filter(|line| !line.is_empty());
+                let first = said.next();
+                let has_words = answer.code == 124 || first.is_none_or(|line| told.contains(line));
+                assert!(answer.code != 0 && has_words, "{}: {told}", call.name);
+            }
             (Ok(()), Some(words)) => panic!("{}: success, but it says {words}", call.name),
         }
     }

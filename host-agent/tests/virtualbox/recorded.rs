@@ -28,7 +28,9 @@ pub fn session(path: &Path) -> Vec<Call> {
         if let "# " = mark {
             name = format!("{}/{text}", path.file_stem().unwrap().to_string_lossy());
         } else if let "$ " = mark {
-            let arguments = text.split(' ').map(str::to_owned).collect();
+            // Of a call with blanks in it all words stand in quotes.
+            let quoted = text.starts_with('[').then(|| serde_json::from_str(text).unwrap());
+            let arguments = quoted.unwrap_or_else(|| text.split(' ').map(str::to_owned).collect());
             let answer = Answer { code: 0, stdout: String::new(), stderr: String::new() };
             calls.push(Call { name: name.clone(), arguments, answer });
         } else {
