@@ -10,7 +10,7 @@ use unasnap_host::definition::VmDefinition;
 use unasnap_host::hypervisor::virtualbox::holder::media;
 use unasnap_host::hypervisor::virtualbox::{VirtualBox, VirtualBoxConfig, own_machine};
 use unasnap_host::hypervisor::{Ground, Hypervisor, InPause, SavedVm, VmState};
-use unasnap_host::store::manifest::{BaseImage, Identity};
+use unasnap_host::store::manifest::{BaseImage, Identity, Manifest};
 use unasnap_host::store::space::Limits;
 use unasnap_host::store::{Placed, Store};
 use unasnap_host::transfer::frozen::Shelf;
@@ -111,7 +111,8 @@ async fn machines_share_a_base_and_the_last_one_leaves_it() {
     let host = Host::new().await;
     let begin =
         ["createvm --name one --uuid M", "registervm ", "modifyvm M ", "storagectl M ", "storageattach M "];
-    let holds = ["createvm --name base.M --uuid M", "registervm ", "storagectl M "];
+    let holds =
+        ["createvm --name base.M --uuid M", "registervm ", "storagectl M ", "unregistervm M", "registervm "];
     for (vm, held) in [("one", &holds[..]), ("two", &[])] {
         host.make(vm).await.unwrap();
         let calls = host.calls();
@@ -188,6 +189,8 @@ async fn whatever_breaks_off_the_base_can_be_shared() {
             host.make("web").await.unwrap();
             host.difference("web");
             host.untouched();
+            host.virtualbox
+                .change(|state| assert!(state.machines.values().all(|machine| machine.controller)));
             if made.is_ok() {
                 break;
             }
@@ -342,16 +345,10 @@ fn recorded_lists_of_disks_are_understood() {
     assert!(all.iter().all(|medium| !medium.is_shared || medium.uuid == base.uuid));
 }
 
-/// VirtualBox's own service may end at any time between.
-#[tokio::test]
-async fn a_machine_is_restored_beside_others_that_have_its_base() {
-    let host = Host::new().await;
-    for vm in ["web", "other"] {
-        host.make(vm).await.unwrap();
-    }
+/// A local snapshot of a machine, which is off afterwards.
+async fn snapshot_of(host: &Host, web: &VmDefinition) -> (Store, Manifest) {
     let store = Store::open(host.folder.path(), Limits::default()).unwrap();
-    let web = host.vm("web");
-    let mut vm = host.driver.start(&web, 0).await.unwrap();
+    let mut vm = host.driver.start(web, 0).await.unwrap();
     let draft = store.begin(&name("s1"), &web.name).unwrap();
     vm.prepare_cut(draft.folder()).await.unwrap();
     vm.cut(InPause::nothing()).await.unwrap();
@@ -361,12 +358,23 @@ async fn a_machine_is_restored_beside_others_that_have_its_base() {
         Identity { snapshot: name("s1"), deployment: name("d"), epoch: 1, definition: web.clone() };
     store.finish(&draft, identity, saved).unwrap();
     let manifest = store.verify(&name("s1"), &web.name).unwrap();
-    let folder = store.vm_folder(&name("s1"), &web.name);
     until(|| host.virtualbox.change(|state| state.machines.values().all(|machine| machine.cut.is_none())))
         .await;
     drop(vm);
     host.driver.destroy(&web.name).await.unwrap();
+    (store, manifest)
+}
 
+/// VirtualBox's own service may end at any time between.
+#[tokio::test]
+async fn a_machine_is_restored_beside_others_that_have_its_base() {
+    let host = Host::new().await;
+    for vm in ["web", "other"] {
+        host.make(vm).await.unwrap();
+    }
+    let web = host.vm("web");
+    let (store, manifest) = snapshot_of(&host, &web).await;
+    let folder = store.vm_folder(&name("s1"), &web.name);
     host.driver.forget(&name("other")).await.unwrap();
     for lost in [false, true, false] {
         if lost {
@@ -388,6 +396,54 @@ async fn a_machine_is_restored_beside_others_that_have_its_base() {
     }
     host.driver.forget(&web.name).await.unwrap();
     host.leaves_nothing();
+}
+
+/// Every call in turn does not come to its end, or does and nobody hears of it.
+#[tokio::test]
+async fn whatever_breaks_off_the_restore_can_be_repeated() {
+    let mut calls = 0;
+    for done in [false, true] {
+        for number in 0.. {
+            let host = Host::new().await;
+            host.make("web").await.unwrap();
+            let web = host.vm("web");
+            let (store, manifest) = snapshot_of(&host, &web).await;
+            let folder = store.vm_folder(&name("s1"), &web.name);
+            let saved = SavedVm { folder: &folder, manifest: &manifest, here: None };
+            host.virtualbox.taken();
+            host.virtualbox.change(|state| state.fails = Some((number, done)));
+            let restored = host.driver.restore(&web, saved, 2).await.is_ok();
+            host.virtualbox.change(|state| state.fails = None);
+            let again = host.driver.restore(&web, saved, 2).await;
+            let mut vm = again.unwrap_or_else(|error| panic!("call {number}: {error}"));
+            vm.resume().await.unwrap();
+            host.difference("web");
+            drop(vm);
+            host.driver.destroy(&web.name).await.unwrap();
+            host.driver.forget(&web.name).await.unwrap();
+            host.leaves_nothing();
+            host.untouched();
+            if restored {
+                calls = calls.max(number);
+                break;
+            }
+        }
+    }
+    assert!(calls > 6, "only {calls} calls were broken off");
+}
+
+#[tokio::test]
+async fn a_base_that_lies_elsewhere_is_named() {
+    let host = Host::new().await;
+    host.make("web").await.unwrap();
+    let moved = host.folder.path().join("moved.vdi");
+    std::fs::copy(&host.base.path, &moved).unwrap();
+    let base = BaseImage { path: moved, ..host.base.clone() };
+    let made = host.driver.make(&host.vm("two"), Ground::Bases(&[base]), 0).await;
+    let error = made.unwrap_err().to_string();
+    assert!(error.contains("moved.vdi as ") && error.contains("/base.vdi: make machines of that"), "{error}");
+    host.driver.forget(&name("two")).await.unwrap();
+    host.difference("web");
 }
 
 #[tokio::test]

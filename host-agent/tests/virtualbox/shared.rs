@@ -89,9 +89,10 @@ fn settings(uuid: &str, name: &str, registry: &str, machine: &Machine) -> String
             format!("<AttachedDevice type=\"HardDisk\" port=\"0\" device=\"0\"><Image uuid=\"{{{disk}}}\"/></AttachedDevice>")
         });
         let device = image.unwrap_or_default();
-        format!(
-            "<Hardware><StorageControllers><StorageController name=\"SATA\">{device}</StorageController></StorageControllers></Hardware>"
-        )
+        let controller = format!(
+            "<StorageControllers><StorageController name=\"SATA\">{device}</StorageController></StorageControllers>"
+        );
+        format!("<Hardware>{}</Hardware>", if machine.controller { controller } else { String::new() })
     };
     let (mut from, mut snapshot) = (String::new(), String::new());
     if machine.cut.is_some() {
@@ -160,7 +161,7 @@ impl State {
         let known = self.machines.get(&uuid).map(|machine| machine.state);
         assert!(known.is_none(), "it is registered");
         let settings = self.remembered.get(&uuid).cloned().unwrap_or_default();
-        let controller = disk.is_some();
+        let controller = text.contains("<StorageController ");
         let machine = Machine { vbox: vbox.into(), settings, state, controller, disk, cut: None };
         self.machines.insert(uuid, machine);
         Ok(())

@@ -77,7 +77,14 @@ impl Holder {
     /// VirtualBox refuses, also where a machine writes the base itself.
     pub async fn hold(&self) -> Result<(), HypervisorError> {
         let known = self.media().await?;
-        let base = known.iter().find(|medium| medium.location == self.base);
+        let base = known.iter().find(|medium| medium.uuid == self.manage.uuid());
+        if let Some(other) = base.filter(|base| base.location != self.base) {
+            return Err(unsupported(format!(
+                "VirtualBox knows {} as {}: make machines of that, or have it forget that (VBoxManage closemedium disk)",
+                self.base.display(),
+                other.location.display()
+            )));
+        }
         if let Some(info) = self.manage.find().await? {
             if info.is_accessible() && base.is_some_and(|base| base.is_shared) {
                 return Ok(());
@@ -90,15 +97,18 @@ impl Holder {
         }
         files::remove_folder(&self.folder).map_err(HypervisorError::file("delete", &self.folder))?;
         let above = self.folder.parent().unwrap_or(Path::new("/"));
-        self.manage.create(&self.name, above).await?;
         let settings = self.folder.join(format!("{}.vbox", self.name));
+        self.manage.create(&self.name, above).await?;
+        // One that tells of the base is whole, whatever breaks off.
+        self.manage.register(&settings, &[]).await?;
+        self.manage.add_controller().await?;
+        self.manage.unregister().await?;
         let text = std::fs::read_to_string(&settings).map_err(HypervisorError::file("read", &settings))?;
         let text = vbox::with_shared_base(&text, self.manage.uuid(), &self.base.to_string_lossy());
         let text = text.map_err(|why| unsupported(format!("{} is damaged: {why}", settings.display())))?;
         files::write_durably(&settings, text.as_bytes())
             .map_err(HypervisorError::file("write", &settings))?;
-        self.manage.register(&settings, &[]).await?;
-        self.manage.add_controller().await
+        self.manage.register(&settings, &[]).await
     }
 
     /// Takes in the differences of a machine that VirtualBox does not know, each after the one below it.
@@ -121,7 +131,11 @@ impl Holder {
     pub async fn forget_below(&self, folder: &Path) -> Result<(), HypervisorError> {
         let known = self.media().await?;
         for medium in known.iter().rev().filter(|medium| medium.location.starts_with(folder)) {
-            self.close(&medium.uuid).await?;
+            if let Err(error) = self.close(&medium.uuid).await {
+                // The holder may have kept one that it was taking in.
+                self.manage.attach(Path::new("none")).await.map_err(|_| error)?;
+                self.close(&medium.uuid).await?;
+            }
         }
         Ok(())
     }
