@@ -254,7 +254,7 @@ fn what_is_no_base_is_refused_with_the_reason() {
     cluster.wait("it writes", |cluster| cluster.path("busy.qmp").exists());
     for (path, words) in [
         (at("words.txt"), "is no disk image: it has 12 bytes"),
-        (at("disk.vdi"), "is a vdi image"),
+        (at("disk.vdi"), "of a vdi image only VMs of VirtualBox are made, which this host does not drive"),
         (at("part.qcow2"), "is only a part of an image"),
         (at("split.qcow2"), "is only a part of an image"),
         (at("busy.qcow2"), "lock"),

@@ -240,6 +240,6 @@ async fn a_guest_that_lies_is_not_believed() {
 async fn a_console_is_read_where_there_is_one() {
     let bench = bench(vec![]).await;
     let AccessAnswer::Failed(failure) = bench.works.access(AccessOrder::Console(5)).await else { panic!() };
-    assert!(failure.text.contains("keeps no log of its serial console"), "{failure}");
+    assert!(failure.text.contains("there is no log of vm1's serial console"), "{failure}");
     assert_eq!(asked(&bench.log.taken()), 0);
 }

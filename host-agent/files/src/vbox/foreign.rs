@@ -9,11 +9,11 @@
 use std::fmt::Write;
 
 use quick_xml::XmlVersion;
-use quick_xml::escape::escape;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::reader::Reader;
 
 use self::allowed::{ALLOWED, Allowed, LEFT_OUT, May};
+use super::parts::escaped;
 use super::settings::shortened;
 
 mod allowed;
@@ -123,7 +123,7 @@ impl Copy<'_> {
                 _ => return odd(),
             };
             // Writing into a text does not fail.
-            let _ = write!(written, " {key}=\"{}\"", escape(value));
+            let _ = write!(written, " {key}=\"{}\"", escaped(value));
         }
         self.machines += usize::from(name == "Machine");
         if name == "Adapter" {

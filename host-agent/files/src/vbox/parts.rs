@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use quick_xml::XmlVersion;
+use quick_xml::escape::escape;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::reader::Reader;
 
@@ -95,6 +96,11 @@ pub fn machine(text: &str) -> Result<Part, String> {
             _ => {}
         }
     }
+}
+
+/// The value of an attribute, to stand in double quotes. A reader takes line breaks and tabs that stand there as such for blanks.
+pub fn escaped(value: &str) -> String {
+    escape(value).replace('\n', "&#10;").replace('\r', "&#13;").replace('\t', "&#9;")
 }
 
 /// The text with these ranges, which do not overlap, replaced.

@@ -1,7 +1,5 @@
 //! A `.vbox` whose registry tells of one disk that several machines share (multiattach), and of no other.
 
-use quick_xml::escape::escape;
-
 use super::parts::{self, Part};
 
 /// The text of a `.vbox` with this disk in its registry: a VDI, by its UUID without braces and its absolute path.
@@ -10,7 +8,7 @@ use super::parts::{self, Part};
 /// It is no text of a machine, in words.
 pub fn with_shared_base(text: &str, uuid: &str, path: &str) -> Result<String, String> {
     let machine = parts::machine(text)?;
-    let location = escape(path);
+    let location = parts::escaped(path);
     let registry = format!(
         "<MediaRegistry>\n      <HardDisks>\n        \
          <HardDisk uuid=\"{{{uuid}}}\" location=\"{location}\" format=\"VDI\" type=\"MultiAttach\"/>\n      \

@@ -3,9 +3,7 @@
 //! Going back to the snapshot would come to the same. But it needs the disk that the machine wrote after it, and leaves the snapshot
 //! to be deleted and its disks to be merged.
 
-use quick_xml::escape::escape;
-
-use super::parts::{self, Part};
+use super::parts::{self, Part, escaped};
 use crate::uuid::Uuid;
 
 /// What a snapshot has of its own, and the machine as it is now, too.
@@ -56,7 +54,7 @@ fn rewritten(text: &str, machine: &Part, taken: &Part, gone: &[&Part], before: O
     let mut tag = format!("<{}", machine.name);
     let kept = machine.attributes.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     for (key, value) in kept.filter(|(key, _)| !GOES_ON_FROM.contains(key)).chain(state).chain(before) {
-        tag += &format!(" {key}=\"{}\"", escape(value));
+        tag += &format!(" {key}=\"{}\"", escaped(value));
     }
     changes.push((machine.begin.clone(), tag + ">"));
     parts::replaced(text, changes)
@@ -83,7 +81,8 @@ mod tests {
     fn the_machine_is_what_the_snapshot_was() {
         let (then, now) =
             ("<Hardware><Image uuid=\"lower\"/></Hardware>", "<Hardware><Image uuid=\"upper\"/></Hardware>");
-        let cut = taken(CUT, " stateFile=\"Snapshots/a&amp;b.sav\"", &format!("{then}<Platform p=\"1\"/>"));
+        let cut =
+            taken(CUT, " stateFile=\"Snapshots/a&amp;b&#10;c.sav\"", &format!("{then}<Platform p=\"1\"/>"));
         let text = machine(
             &format!(
                 "uuid=\"{{m}}\" name=\"a&lt;b\" currentSnapshot=\"{{{CUT}}}\" currentStateModified=\"false\" OSType=\"Other\""
@@ -91,7 +90,7 @@ mod tests {
             &format!("{cut}{now}<Platform p=\"2\"/><Groups/>"),
         );
         let expected = machine(
-            "uuid=\"{m}\" name=\"a&lt;b\" OSType=\"Other\" stateFile=\"Snapshots/a&amp;b.sav\"",
+            "uuid=\"{m}\" name=\"a&lt;b\" OSType=\"Other\" stateFile=\"Snapshots/a&amp;b&#10;c.sav\"",
             &format!("{then}<Platform p=\"1\"/><Groups/>"),
         );
         assert_eq!(as_saved(&text, CUT).unwrap(), expected);
