@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
@@ -19,6 +19,16 @@ fn refused(cluster: &Cluster, arguments: &[&str], words: &str) {
     let (code, out) = cluster.attempt(arguments);
     assert!(code != 0, "{arguments:?} went well: {out}");
     assert!(cluster.words().matches(words).count() > before, "{arguments:?} does not say {words:?}");
+}
+
+/// A program that ends with this value, also when a test fails.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn create(cluster: &Cluster, name: &str, address: &str) -> Vec<String> {
@@ -245,12 +255,13 @@ fn what_is_no_base_is_refused_with_the_reason() {
     image(&["-f", "raw", &at("raw.img"), "1M"]);
     image(&["-f", "qcow2", &at("busy.qcow2"), "1M"]);
     let file = format!("driver=qcow2,node-name=busy,file.driver=file,file.filename={}", at("busy.qcow2"));
-    let mut writer = Command::new("qemu-system-x86_64")
+    let writer = Command::new("qemu-system-x86_64")
         .args(["-M", "none", "-display", "none", "-S", "-nodefaults", "-blockdev", &file])
         .args(["-qmp", &format!("unix:{},server=on,wait=off", at("busy.qmp"))])
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
+    let writer = Ended(writer);
     cluster.wait("it writes", |cluster| cluster.path("busy.qmp").exists());
     for (path, words) in [
         (at("words.txt"), "is no disk image: it has 12 bytes"),
@@ -265,8 +276,7 @@ fn what_is_no_base_is_refused_with_the_reason() {
     ] {
         refused(&cluster, &["disk", "preload", "--host", "h1", &path], words);
     }
-    writer.kill().unwrap();
-    writer.wait().unwrap();
+    drop(writer);
     let raw = cluster.json(&["disk", "preload", "--host", "h1", &at("raw.img"), "--name", "plain"]);
     assert_eq!((&raw["disk"]["name"], &raw["disk"]["format"]), (&"plain".into(), &"raw".into()));
     refused(
