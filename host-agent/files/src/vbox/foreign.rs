@@ -8,12 +8,11 @@
 
 use std::fmt::Write;
 
-use quick_xml::XmlVersion;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::reader::Reader;
 
 use self::allowed::{ALLOWED, Allowed, LEFT_OUT, May};
-use super::parts::escaped;
+use super::parts::{attributes, escaped};
 use super::settings::shortened;
 
 mod allowed;
@@ -97,21 +96,21 @@ impl Copy<'_> {
         let (name, parent, believed) = (name_of(element), self.parent(), self.own.believed);
         let foreign = || Err(format!("it has {} in {}", shortened(&tag(element)), self.path()));
         let is_it = |allowed: &&Allowed| allowed.0 == name && allowed.1.contains(&parent);
-        let attributes = match ALLOWED.iter().find(is_it) {
-            Some((_, _, attributes)) => *attributes,
+        let allowed = match ALLOWED.iter().find(is_it) {
+            Some((_, _, allowed)) => *allowed,
             None if believed => &[],
             None => return foreign(),
         };
         if name == "NAT" && self.card && !believed {
             return foreign();
         }
-        let all = attributes_of(element)?;
+        let all = attributes(element).map_err(|why| format!("its XML: {why}"))?;
         let has = |key: &str, value: &str| all.iter().any(|one| one.0 == key && one.1 == value);
         let is_socket = has("server", "true") && has("hostMode", "HostPipe");
         let mut written = format!("{}<{name}", "  ".repeat(self.inside.len()));
         for (key, value) in &all {
             let odd = || Err(format!("it has {key}={:?} in {}/{name}", shortened(value), self.path()));
-            let value = match attributes.iter().find(|(allowed, _)| allowed == key).map(|(_, may)| may) {
+            let value = match allowed.iter().find(|(name, _)| name == key).map(|(_, may)| may) {
                 Some(May::Socket) if is_socket || !believed => {
                     match file_name(value) == file_name(self.own.console) {
                         true => self.own.console,
@@ -163,17 +162,6 @@ impl Own<'_> {
 fn is_saved_state(place: &str) -> bool {
     let name = place.strip_prefix("Snapshots/").and_then(|file| file.strip_suffix(".sav"));
     name.is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'))
-}
-
-fn attributes_of(element: &BytesStart<'_>) -> Result<Vec<(String, String)>, String> {
-    let mut all = Vec::new();
-    for attribute in element.attributes() {
-        let attribute = attribute.map_err(|error| format!("its XML: {error}"))?;
-        let value = attribute.normalized_value(XmlVersion::Implicit1_0);
-        let value = value.map_err(|error| format!("its XML: {error}"))?;
-        all.push((AsRef::<str>::as_ref(&attribute.key).to_owned(), value.into_owned()));
-    }
-    Ok(all)
 }
 
 fn file_name(path: &str) -> &str {

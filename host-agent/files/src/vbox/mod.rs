@@ -73,8 +73,6 @@ pub fn machine_uuid(path: &Path) -> Result<String, FilesError> {
 /// The hard disks that are attached to a machine, by their UUIDs without braces, in the order of the `.vbox`.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Attached {
-    /// As it is now.
-    pub now: Vec<String>,
     /// To each snapshot, by its UUID.
     pub snapshots: BTreeMap<String, Vec<String>>,
     /// Is an image in a drive for CDs or floppy disks, now?
@@ -93,7 +91,7 @@ pub fn attached(path: &Path) -> Result<Attached, FilesError> {
     };
     let snapshots = settings.snapshots.iter().map(|snapshot| (snapshot.uuid.plain(), disks(&snapshot.state)));
     let has_removable = settings.current.images.iter().any(|(_, removable)| *removable);
-    Ok(Attached { now: disks(&settings.current), snapshots: snapshots.collect(), has_removable })
+    Ok(Attached { snapshots: snapshots.collect(), has_removable })
 }
 
 fn report(folder: &Path, settings: &Settings, target: Option<usize>, listing: Listing) -> FileReport {

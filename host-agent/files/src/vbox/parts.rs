@@ -119,14 +119,22 @@ fn has_parts(part: &Part) -> bool {
     matches!(part.name.as_str(), "VirtualBox" | "Machine" | "Snapshot" | "Snapshots")
 }
 
-fn part(element: &BytesStart<'_>, begin: Range<usize>) -> Result<Part, String> {
-    let mut attributes = Vec::new();
+/// The attributes of an element, unescaped.
+///
+/// # Errors
+/// They are no XML, in words.
+pub fn attributes(element: &BytesStart<'_>) -> Result<Vec<(String, String)>, String> {
+    let mut all = Vec::new();
     for attribute in element.attributes() {
-        let attribute = attribute.map_err(|error| format!("at byte {}: {error}", begin.start))?;
-        let value = attribute.normalized_value(XmlVersion::Implicit1_0);
-        let value = value.map_err(|error| format!("at byte {}: {error}", begin.start))?;
-        attributes.push((AsRef::<str>::as_ref(&attribute.key).to_owned(), value.into_owned()));
+        let attribute = attribute.map_err(|error| error.to_string())?;
+        let value = attribute.normalized_value(XmlVersion::Implicit1_0).map_err(|error| error.to_string())?;
+        all.push((AsRef::<str>::as_ref(&attribute.key).to_owned(), value.into_owned()));
     }
+    Ok(all)
+}
+
+fn part(element: &BytesStart<'_>, begin: Range<usize>) -> Result<Part, String> {
+    let attributes = attributes(element).map_err(|why| format!("at byte {}: {why}", begin.start))?;
     let name = AsRef::<str>::as_ref(&element.local_name()).to_owned();
     Ok(Part { name, whole: begin.clone(), begin, attributes, children: Vec::new() })
 }

@@ -1,5 +1,5 @@
-//! Machines that another host's unasnap has made. Nothing of what came is believed: VirtualBox would open every file that the settings
-//! name, so it gets settings that are written anew, and the rest is looked at before any of it is used.
+//! Machines of other hosts. VirtualBox would open every file that the settings name, so it gets settings that are written anew, with
+//! nothing but what unasnap's own have unless that host is believed; and the rest is looked at before any of it is used.
 
 use std::collections::BTreeSet;
 use std::path::Path;
