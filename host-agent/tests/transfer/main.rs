@@ -9,6 +9,7 @@ mod full_disk;
 mod hostile;
 mod replicas;
 mod support;
+mod vdi;
 mod virtualbox;
 
 use std::fs;

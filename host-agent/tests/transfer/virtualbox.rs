@@ -12,6 +12,7 @@ use unasnap_protocol::control::{FailureKind, Source};
 
 use super::hostile::lying;
 use super::support::{Giving, Taking, images, name, qcow2, virtualbox_facts};
+use super::vdi::header;
 
 /// As VirtualBox 7.2.22 has written it.
 const SETTINGS: &str = include_str!("../../files/tests/data/own-1.19.vbox");
@@ -25,24 +26,8 @@ const BASE_BYTES: usize = 300_000;
 
 /// A VDI as far as its header.
 fn vdi(uuid: &str, parent: Option<&str>, length: usize) -> Vec<u8> {
-    let bytes = |uuid: &str| {
-        let digits = uuid.replace('-', "");
-        let mut bytes: Vec<u8> =
-            (0..16).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect();
-        for group in [0..4, 4..6, 6..8] {
-            bytes[group].reverse();
-        }
-        bytes
-    };
     let mut image = super::support::noise(length, 11);
-    image[..512].fill(0);
-    image[64..72].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe, 1, 0, 1, 0]);
-    image[76] = if parent.is_some() { 4 } else { 1 };
-    image[368..376].copy_from_slice(&(8_u64 << 20).to_le_bytes());
-    image[392..408].copy_from_slice(&bytes(uuid));
-    if let Some(parent) = parent {
-        image[424..440].copy_from_slice(&bytes(parent));
-    }
+    image[..512].copy_from_slice(&header(uuid, parent));
     image
 }
 

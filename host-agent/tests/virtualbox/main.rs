@@ -20,3 +20,5 @@ mod recorded;
 mod shared;
 mod simulated;
 mod support;
+#[path = "../transfer/vdi.rs"]
+mod vdi_header;

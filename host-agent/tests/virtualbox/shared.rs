@@ -12,6 +12,7 @@ use unasnap_host::hypervisor::virtualbox::calls::{Answer, Calls};
 use unasnap_host::hypervisor::{HypervisorError, Pending};
 
 use crate::recorded::answer;
+use crate::vdi_header::header;
 
 #[derive(Default)]
 pub struct Sharing {
@@ -61,25 +62,7 @@ pub fn image(number: u32, parent: Option<&str>, content: &str) -> Vec<u8> {
 
 /// A VDI with this UUID.
 pub fn image_of(uuid: &str, parent: Option<&str>, content: &str) -> Vec<u8> {
-    let bytes = |uuid: &str| {
-        let digits = uuid.replace('-', "");
-        let mut bytes: Vec<u8> =
-            (0..16).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect();
-        bytes[..4].reverse();
-        bytes[4..6].reverse();
-        bytes[6..8].reverse();
-        bytes
-    };
-    let mut image = vec![0; 512];
-    image[64..72].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe, 1, 0, 1, 0]);
-    image[76] = if parent.is_some() { 4 } else { 1 };
-    image[368..376].copy_from_slice(&(8_u64 << 20).to_le_bytes());
-    image[392..408].copy_from_slice(&bytes(uuid));
-    if let Some(parent) = parent {
-        image[424..440].copy_from_slice(&bytes(parent));
-    }
-    image.extend(content.as_bytes());
-    image
+    [&header(uuid, parent), content.as_bytes()].concat()
 }
 
 /// A `.vbox`.
