@@ -13,6 +13,7 @@
 //! | [`outside`] | connections that a restore will break |
 //! | [`interfaces`] | which interfaces there are, and their addresses |
 //! | [`port`] | the port to the host agent |
+//! | [`relay`] | the same where the host has no port, but runs programs here |
 //! | [`serve`] | requests in, replies out |
 //! | [`log`] | lines on stderr |
 
@@ -25,4 +26,5 @@ pub mod locate;
 pub mod log;
 pub mod outside;
 pub mod port;
+pub mod relay;
 pub mod serve;

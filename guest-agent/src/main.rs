@@ -10,7 +10,7 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-use unasnap_guest::{access::Access, agent::Agent, interfaces::Choice, log as lines, serve};
+use unasnap_guest::{access::Access, agent::Agent, interfaces::Choice, log as lines, relay, serve};
 use unasnap_loader::{Installation, Pins, Side, Site, attach, maps::Maps};
 use unasnap_protocol::access::Right;
 
@@ -40,6 +40,15 @@ enum Command {
         #[arg(long, value_name = "exec,files", value_delimiter = ',')]
         allow: Vec<Right>,
     },
+    /// Hand one request of the host to the agent that runs here, and print its answer: for a host without a port to this guest.
+    Relay {
+        /// The request, a word that the host agent makes.
+        #[arg(required_unless_present = "file")]
+        request: Option<String>,
+        /// Take the request from this file, and delete it.
+        #[arg(long, value_name = "PATH", conflicts_with = "request")]
+        file: Option<PathBuf>,
+    },
     /// Take the programs off every interface and forget their state.
     Detach,
     /// Print the programs' counters, one `name value` a line.
@@ -62,6 +71,10 @@ fn run(command: Command) -> Result<()> {
         Command::Run { interfaces, port, ebpf_log, allow } => {
             let mut agent = start(interfaces, ebpf_log, allow)?;
             serve::serve(&mut agent, port.as_deref())
+        }
+        Command::Relay { request, file } => {
+            println!("{}", relay::hand_over(request.as_deref(), file.as_deref())?);
+            Ok(())
         }
         Command::Detach => attach::detach_guest(),
         Command::Counters => print_counters(),

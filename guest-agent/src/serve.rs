@@ -16,13 +16,18 @@ use unasnap_protocol::{
 use crate::{
     agent::Agent,
     port::{self, Port},
+    relay::Door,
 };
 
 const REOPEN_AFTER: Duration = Duration::from_millis(100);
 const CHUNK_BYTES: usize = 4096;
 
-/// Serves the port at `path`, or whichever the guest has. A port that is missing or goes away is waited for.
+/// Serves the port at `path`, or whichever the guest has. A port that is missing or goes away is waited for; while there is none, and
+/// none was named, requests may come through the [`Door`].
 pub fn serve(agent: &mut Agent, path: Option<&Path>) -> ! {
+    let door = path.is_none().then(Door::open).and_then(|opened| {
+        opened.inspect_err(|error| warn!("requests come through a port only: {error:#}")).ok()
+    });
     let mut reported = String::new();
     loop {
         let problem = match open(path) {
@@ -36,6 +41,17 @@ pub fn serve(agent: &mut Agent, path: Option<&Path>) -> ! {
             warn!("{problem}; waiting for it");
             reported = problem;
         }
+        match &door {
+            None => std::thread::sleep(REOPEN_AFTER),
+            Some(door) => attend(agent, door),
+        }
+    }
+}
+
+/// Answers a request that comes through the door, if one comes soon.
+fn attend(agent: &mut Agent, door: &Door) {
+    if let Err(error) = door.attend(REOPEN_AFTER, |frame| reply(agent, frame)) {
+        warn!("a request was dropped: {error}");
         std::thread::sleep(REOPEN_AFTER);
     }
 }
@@ -69,22 +85,28 @@ fn converse(agent: &mut Agent, port: &mut Port) -> io::Error {
 }
 
 fn answer(agent: &mut Agent, port: &mut Port, frame: &Frame) -> io::Result<()> {
+    let Some(reply) = reply(agent, frame)? else { return Ok(()) };
+    match port.write(&reply) {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            warn!("nobody took a reply; dropped");
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
+/// The reply's frame; `None` to what is no request.
+fn reply(agent: &mut Agent, frame: &Frame) -> io::Result<Option<Vec<u8>>> {
     let (head, request) = match GuestRequest::decode(frame) {
         Ok(decoded) => decoded,
         Err(error) => {
             warn!("a request was dropped: {error}");
-            return Ok(());
+            return Ok(None);
         }
     };
     let name = request.name();
     before("guest", name)?;
     let reply = agent.answer(head, request);
     after("guest", name)?;
-    match port.write(&reply.encode(&ReplyHead { sequence: head.sequence })) {
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            warn!("nobody took the reply to {name}; dropped");
-            Ok(())
-        }
-        outcome => outcome,
-    }
+    Ok(Some(reply.encode(&ReplyHead { sequence: head.sequence })))
 }

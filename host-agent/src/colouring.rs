@@ -21,7 +21,7 @@ use unasnap_protocol::guest::{Epoch, Prefix, WordState};
 use unasnap_protocol::name::Name;
 
 use crate::definition::{Colouring, VmDefinition};
-use crate::guest_channel::{GuestChannel, GuestError, member_table};
+use crate::guest_channel::{GuestChannel, GuestError, Pace, member_table};
 use crate::hypervisor::Vm;
 use crate::works::hypervisor_failure;
 
@@ -90,7 +90,7 @@ impl Colours {
             vm: definition.name.clone(),
             wanted: definition.colouring,
             taps,
-            guest: GuestChannel::new(std::path::PathBuf::new(), 0),
+            guest: GuestChannel::new(std::path::PathBuf::new(), Pace::PORT, 0),
             left_open: false,
             guest_answers: None,
             way,
@@ -134,7 +134,8 @@ impl Colours {
     /// The VM has an instance: adopted with the programs that an earlier agent may have left on its taps, or a fresh
     /// one. What cannot be attached is a note; a VM runs without colours until it is to be snapshotted.
     pub async fn begin(&mut self, vm: &mut dyn Vm, adopted: bool) {
-        self.guest = GuestChannel::new(vm.guest_channel_path().to_owned(), vm.incarnation());
+        let (path, pace) = (vm.guest_channel_path().to_owned(), vm.guest_channel_pace());
+        self.guest = GuestChannel::new(path, pace, vm.incarnation());
         self.guest_answers = None;
         self.left_open = adopted;
         self.settled = false;
@@ -188,6 +189,9 @@ impl Colours {
 
     /// Asks the guest agent whether it is there, and tries what could not be tried before it was.
     pub async fn look(&mut self, vm: &mut dyn Vm) {
+        if self.guest_answers() && self.settled && self.guest.was_heard() {
+            return;
+        }
         let identity = self.guest.identify().await;
         let answers = identity.is_ok();
         self.guest_answers = Some(answers);

@@ -126,6 +126,9 @@ impl Config {
             *entry = std::path::absolute(folder.join(&*entry))?;
         }
         config.tls.resolve(&folder);
+        for login in config.virtualbox.guestcontrol.values_mut() {
+            login.password_file = std::path::absolute(folder.join(&login.password_file))?;
+        }
         if let Some(user) = &mut config.user {
             user.file = std::path::absolute(folder.join(&user.file))?;
         }

@@ -5,7 +5,7 @@
 //! answer to a request of an earlier host agent is not mistaken either.
 //!
 //! A guest may be hostile. It can answer wrongly, late or not at all, and that costs its own VM the snapshot; what it
-//! costs the host is bounded: [`ANSWER_LIMIT`] per request, [`MAX_ANSWER_BYTES`] to read and to search for frames in, and
+//! costs the host is bounded: [`Pace::answer`] per request, [`MAX_ANSWER_BYTES`] to read and to search for frames in, and
 //! [`MAX_WORDS`] characters of its words.
 
 use std::path::PathBuf;
@@ -25,8 +25,21 @@ use unasnap_protocol::guest::{
 use crate::clock::unix_ns;
 use crate::fault_point;
 
-/// How long a guest may take to answer; an emulated, busy one needs some milliseconds.
-pub const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// What may be asked of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// How long an answer may take.
+    pub answer: Duration,
+    /// How long an answer holds good where it is only to be known whether somebody answers.
+    pub holds: Duration,
+}
+
+impl Pace {
+    /// Of a port. An emulated, busy guest needs some milliseconds.
+    pub const PORT: Self = Self { answer: Duration::from_secs(2), holds: Duration::ZERO };
+    /// Where the hypervisor runs a program in the guest for every request.
+    pub const CALLS: Self = Self { answer: Duration::from_secs(6), holds: Duration::from_secs(10) };
+}
 
 /// Most bytes that are read until an answer must have been among them: a frame of the largest size, and what answers to
 /// requests that were given up and a restored port may leave before it.
@@ -87,8 +100,11 @@ impl GuestError {
 #[derive(Debug)]
 pub struct GuestChannel {
     path: PathBuf,
+    pace: Pace,
     incarnation: u64,
     sequence: u64,
+    /// When the agent did last what it was asked.
+    heard: Option<Instant>,
     stream: Option<UnixStream>,
     decoder: Decoder,
 }
@@ -96,9 +112,15 @@ pub struct GuestChannel {
 impl GuestChannel {
     /// A channel over the socket at `path`; nothing is opened yet.
     #[must_use]
-    pub fn new(path: PathBuf, incarnation: u64) -> Self {
+    pub fn new(path: PathBuf, pace: Pace, incarnation: u64) -> Self {
         let decoder = Decoder::resync(MAX_GUEST_PAYLOAD);
-        Self { path, incarnation, sequence: unix_ns(), stream: None, decoder }
+        Self { path, pace, incarnation, sequence: unix_ns(), heard: None, stream: None, decoder }
+    }
+
+    /// Need nobody ask whether somebody answers, because somebody did a moment ago?
+    #[must_use]
+    pub fn was_heard(&self) -> bool {
+        self.heard.is_some_and(|heard| heard.elapsed() < self.pace.holds)
     }
 
     /// Who is there?
@@ -192,7 +214,7 @@ impl GuestChannel {
         let name = request.name();
         self.sequence += 1;
         let head = RequestHead { sequence: self.sequence, incarnation: self.incarnation };
-        let deadline = Instant::now() + ANSWER_LIMIT;
+        let deadline = Instant::now() + self.pace.answer;
         let answer = timeout_at(deadline, self.exchange_at_points(name, &request.encode(&head))).await;
         let reply = match answer {
             Ok(Ok(Some(reply))) => reply,
@@ -205,7 +227,7 @@ impl GuestChannel {
                 self.stream = None;
                 return Err(GuestError::Unreachable { path: self.path.clone(), source });
             }
-            Err(_) => return Err(GuestError::Silent { request: name, limit: ANSWER_LIMIT }),
+            Err(_) => return Err(GuestError::Silent { request: name, limit: self.pace.answer }),
         };
         match reply {
             GuestReply::Late(word) => Err(GuestError::Late(word)),
@@ -214,7 +236,10 @@ impl GuestChannel {
                 let why = format!("incarnation {} has ended; the guest has seen {newest}", self.incarnation);
                 Err(GuestError::Refused { request: name, why })
             }
-            reply => Ok(reply),
+            reply => {
+                self.heard = Some(Instant::now());
+                Ok(reply)
+            }
         }
     }
 

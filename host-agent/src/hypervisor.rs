@@ -22,6 +22,7 @@ use serde::Serialize;
 use unasnap_protocol::name::Name;
 
 use crate::definition::VmDefinition;
+use crate::guest_channel::Pace;
 use crate::store::Placed;
 use crate::store::manifest::{BaseImage, Facts, Manifest, Saved};
 
@@ -128,8 +129,14 @@ pub trait Vm: Send {
     /// Which start or restore of the VM this is.
     fn incarnation(&self) -> u64;
 
-    /// Unix socket behind the guest's virtio-serial port `org.unasnap.guest.0`, or its serial port with VirtualBox.
+    /// Unix socket behind the guest's virtio-serial port `org.unasnap.guest.0`; with VirtualBox behind its serial port, or what stands
+    /// for one.
     fn guest_channel_path(&self) -> &Path;
+
+    /// What may be asked of that channel.
+    fn guest_channel_pace(&self) -> Pace {
+        Pace::PORT
+    }
 
     /// The host's network devices behind the VM's NICs, in the order of its definition.
     fn host_interfaces(&self) -> &[String];

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use unasnap_host::guest_channel::{ANSWER_LIMIT, GuestChannel, GuestError, MAX_WORDS};
+use unasnap_host::guest_channel::{GuestChannel, GuestError, MAX_WORDS, Pace};
 use unasnap_protocol::frame::{Decoder, MAX_GUEST_PAYLOAD, encode};
 use unasnap_protocol::guest::{GuestReply, GuestRequest, ReplyHead, RequestHead, WordState};
 
@@ -47,14 +47,14 @@ fn guest<F: Future<Output = ()> + Send>(act: impl Fn(Port) -> F + Send + 'static
             act(Port { stream, decoder: Decoder::resync(MAX_GUEST_PAYLOAD) }).await;
         }
     });
-    (GuestChannel::new(path, 7), folder)
+    (GuestChannel::new(path, Pace::PORT, 7), folder)
 }
 
 /// Fails within the limit, with these words.
 async fn fails(channel: &mut GuestChannel, words: &str) -> GuestError {
     let begun = Instant::now();
     let error = channel.set_word(WordState::idle(1)).await.unwrap_err();
-    assert!(begun.elapsed() < 5 * ANSWER_LIMIT, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < 5 * Pace::PORT.answer, "{:?}", begun.elapsed());
     assert!(error.to_string().contains(words), "{error}");
     error
 }

@@ -19,6 +19,7 @@
 //! | [`image`] | the image catalogue |
 //! | [`placement`] | which host a new VM goes to |
 //! | [`power`] | single VMs started, stopped, paused, resumed, reset |
+//! | [`relay`] | host agent <-> guest agent where no port leads into the guest |
 //! | [`transfer`] | host agent <-> host agent: files of snapshots that are restored elsewhere |
 //! | [`role`] | what operators may do, and which role each request needs |
 //! | [`failure`] | what failed, in which step |
@@ -45,6 +46,7 @@ pub mod operator;
 pub mod participant;
 pub mod placement;
 pub mod power;
+pub mod relay;
 pub mod role;
 pub mod transfer;
 

@@ -102,16 +102,25 @@ impl Bench {
     /// The same with further arguments.
     pub fn start_with(&mut self, arguments: &[&str]) {
         let port = self.directory.path().join("port");
+        self.spawn(&[&["--port", port.to_str().unwrap()], arguments].concat());
+        self.listener.set_nonblocking(true).unwrap();
+        let channel = wait_for("the agent to open its port", || self.listener.accept().ok());
+        self.attend(channel.0);
+    }
+
+    /// Starts an agent that has no port.
+    pub fn start_without_port(&mut self) {
+        self.spawn(&[]);
+    }
+
+    fn spawn(&mut self, arguments: &[&str]) {
         let log = fs::File::create(self.directory.path().join("log")).unwrap();
         let mut command = agent_command();
-        command.args(["run", "--interface", GUEST_INTERFACE, "--port"]).arg(port).args(arguments).stderr(log);
+        command.args(["run", "--interface", GUEST_INTERFACE]).args(arguments).stderr(log);
         if self.attach == Attach::Clsact {
             command.env("UNASNAP_ATTACH", "clsact");
         }
         self.agent = Some(command.spawn().unwrap());
-        self.listener.set_nonblocking(true).unwrap();
-        let channel = wait_for("the agent to open its port", || self.listener.accept().ok());
-        self.attend(channel.0);
     }
 
     fn attend(&mut self, channel: UnixStream) {
@@ -158,7 +167,12 @@ impl Bench {
 
     /// Runs another command of the agent's binary to its end.
     pub fn command(&self, name: &str) -> Output {
-        agent_command().arg(name).output().unwrap()
+        self.command_with(&[name])
+    }
+
+    /// The same with arguments.
+    pub fn command_with(&self, words: &[&str]) -> Output {
+        agent_command().args(words).output().unwrap()
     }
 
     /// Bytes as they are, into the port.

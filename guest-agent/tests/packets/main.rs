@@ -14,5 +14,6 @@ mod ingress;
 mod lifecycle;
 mod net;
 mod places;
+mod relay;
 mod self_advance;
 mod tap;

@@ -7,6 +7,7 @@
 //! | `coming` | machines that another host's unasnap has made |
 //! | `config` | the `[virtualbox]` part of `host.toml` |
 //! | `console` | what guests write to their serial consoles |
+//! | `guestcontrol` | the guest channel of machines without a free serial port |
 //! | `holder` | a base that machines share |
 //! | `info` | `showvminfo` |
 //! | `making` | machines that unasnap makes, clones and deletes |
@@ -32,8 +33,9 @@ use tokio::sync::Mutex;
 use unasnap_protocol::name::Name;
 
 use self::calls::{Calls, VBoxManage};
-pub use self::config::VirtualBoxConfig;
+pub use self::config::{Login, VirtualBoxConfig};
 use self::console::Console;
+use self::guestcontrol::Relay;
 use self::info::{Info, State};
 use self::machine::{BASE, Machine};
 use self::manage::Manage;
@@ -51,6 +53,7 @@ pub mod calls;
 pub mod coming;
 mod config;
 mod console;
+mod guestcontrol;
 pub mod holder;
 pub mod info;
 pub mod machine;
@@ -136,7 +139,7 @@ impl VirtualBox {
         let mut info = manage.unlocked(UNLOCK_LIMIT).await?;
         check_size(vm, &info)?;
         if info.state == State::Off {
-            self.make_ready(&manage, &machine, &folder, &info).await?;
+            self.make_ready(&vm.name, &manage, &machine, &info).await?;
             info = manage.info().await?;
         }
         let incarnation = last.as_ref().map_or(incarnation, |last| incarnation.max(last.incarnation));
@@ -148,22 +151,22 @@ impl VirtualBox {
         folder.write(&record)?;
         prepare_sockets(&info, &folder)?;
         manage.start().await?;
-        Ok(Box::new(self.vm(vm, manage, machine, record, &info)))
+        Ok(Box::new(self.vm(vm, manage, machine, record, &info)?))
     }
 
     /// What can be changed only while the machine is off.
     async fn make_ready(
         &self,
+        vm: &Name,
         manage: &Manage,
         machine: &Machine,
-        folder: &VmFolder,
         info: &Info,
     ) -> Result<(), HypervisorError> {
         if let Some(engine) = &self.config.execution_engine {
             manage.modify(&[&format!("--vm-execution-engine={engine}")]).await?;
         }
-        if info.guest_channel.is_none() {
-            let socket = socket_path(&folder.guest_channel())?;
+        if info.guest_channel.is_none() && !self.config.guestcontrol.contains_key(vm) {
+            let socket = socket_path(&self.folder(vm).guest_channel())?;
             manage.modify(&["--uart2", "0x2F8", "3", "--uart-mode2", "server", &socket]).await?;
         }
         if !machine.written_bases()?.is_empty() {
@@ -179,10 +182,15 @@ impl VirtualBox {
         machine: Machine,
         record: Record,
         info: &Info,
-    ) -> VirtualBoxVm {
+    ) -> Result<VirtualBoxVm, HypervisorError> {
         let folder = self.folder(&vm.name);
         let console = record.made.then(|| Console::keep(folder.console_socket(), folder.console()));
-        VirtualBoxVm {
+        let login = self.config.guestcontrol.get(&vm.name);
+        let relay =
+            login.map(|login| Relay::listen(manage.clone(), login.clone(), folder.clone())).transpose()?;
+        let port = info.guest_channel.clone().unwrap_or_default();
+        let guest_channel = if relay.is_some() { folder.relay() } else { port };
+        Ok(VirtualBoxVm {
             manage,
             machine,
             folder,
@@ -190,10 +198,11 @@ impl VirtualBox {
             record,
             facts: self.facts.clone(),
             memory_bytes: info.memory_mb << 20,
-            guest_channel: info.guest_channel.clone().unwrap_or_default(),
+            guest_channel,
+            relay,
             stage: Stage::Idle,
             tidying: None,
-        }
+        })
     }
 
     async fn adopt_vm(&self, vm: &VmDefinition) -> Result<Option<Box<dyn Vm>>, HypervisorError> {
@@ -219,7 +228,7 @@ impl VirtualBox {
             bases: Vec::new(),
             made: self.folder(&vm.name).owns(vm),
         });
-        let mut adopted = self.vm(vm, manage, machine, record, &info);
+        let mut adopted = self.vm(vm, manage, machine, record, &info)?;
         match adopted.discard_cut().await {
             // VirtualBox still merges disks: that ends behind the instance, and its next cut waits for it.
             Err(error) if adopted.tidying.is_some() => tracing::warn!(%error, "it is adopted as it is"),

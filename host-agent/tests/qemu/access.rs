@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use unasnap_host::definition::VmDefinition;
-use unasnap_host::guest_channel::GuestChannel;
+use unasnap_host::guest_channel::{GuestChannel, Pace};
 use unasnap_host::hypervisor::Hypervisor;
 use unasnap_protocol::access::{Ask, Said, Turn};
 
@@ -79,7 +79,8 @@ fn a_chunk_under_way_delays_a_ping_by_its_own_length_at_most() {
             let append = format!("{} agent allow", bench.vm.append);
             let definition = VmDefinition { append, ..bench.vm.clone() };
             let vm = bench.driver.start(&definition, 1).await.unwrap();
-            let mut channel = GuestChannel::new(vm.guest_channel_path().to_owned(), vm.incarnation());
+            let mut channel =
+                GuestChannel::new(vm.guest_channel_path().to_owned(), Pace::PORT, vm.incarnation());
             let deadline = Instant::now() + Duration::from_secs(60);
             while let Err(error) = channel.self_check().await {
                 assert!(Instant::now() < deadline, "{error}");

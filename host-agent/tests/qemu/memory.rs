@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use unasnap_host::colouring::memory::MemoryWord;
 use unasnap_host::definition::VmDefinition;
-use unasnap_host::guest_channel::GuestChannel;
+use unasnap_host::guest_channel::{GuestChannel, Pace};
 use unasnap_host::hypervisor::{Hypervisor, InPause, Vm};
 use unasnap_protocol::guest::{Epoch, Located, WordState};
 
@@ -15,7 +15,7 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A channel to a guest whose agent finds all in order, within this time.
 pub async fn channel(vm: &dyn Vm, patience: Duration) -> GuestChannel {
-    let mut channel = GuestChannel::new(vm.guest_channel_path().to_owned(), vm.incarnation());
+    let mut channel = GuestChannel::new(vm.guest_channel_path().to_owned(), Pace::PORT, vm.incarnation());
     let deadline = Instant::now() + patience;
     while let Err(error) = channel.self_check().await {
         assert!(Instant::now() < deadline, "{error}");

@@ -10,6 +10,7 @@ mod answers;
 mod authority;
 mod cuts;
 mod elsewhere;
+mod guestcontrol;
 mod household;
 mod lives;
 mod making;

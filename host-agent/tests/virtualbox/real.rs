@@ -67,7 +67,7 @@ impl Real {
             state_dir,
             vboxmanage: variable("UNASNAP_TEST_VIRTUALBOX"),
             execution_engine: Some("recompiler".to_owned()),
-            believes: Vec::new(),
+            ..VirtualBoxConfig::default()
         };
         let calls = VBoxManage::new(&config, &config.state_dir);
         Self { folder: folder.to_owned(), config, calls }

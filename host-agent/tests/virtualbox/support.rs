@@ -87,14 +87,18 @@ impl Host {
     }
 }
 
-async fn driver(state_dir: &Path, virtualbox: Arc<Simulated>) -> VirtualBox {
-    let config = VirtualBoxConfig {
+/// Of a host with this state folder.
+pub fn config(state_dir: &Path) -> VirtualBoxConfig {
+    VirtualBoxConfig {
         state_dir: state_dir.to_owned(),
         execution_engine: Some("recompiler".to_owned()),
         ipc_socket_id: Some("hostA".to_owned()),
         ..VirtualBoxConfig::default()
-    };
-    VirtualBox::with_calls(config, virtualbox).await.unwrap()
+    }
+}
+
+async fn driver(state_dir: &Path, virtualbox: Arc<Simulated>) -> VirtualBox {
+    VirtualBox::with_calls(config(state_dir), virtualbox).await.unwrap()
 }
 
 /// The VM's definition with `more` in it.

@@ -9,6 +9,7 @@ use tokio::net::UnixListener;
 use unasnap_guest_ebpf::{Late, StateWord};
 use unasnap_host::colouring::host::{TapPrograms, Taps};
 use unasnap_host::definition::VmDefinition;
+use unasnap_host::guest_channel::Pace;
 use unasnap_host::hypervisor::{
     CutTimes, FrozenDisks, Ground, GuestRam, Hypervisor, HypervisorError, InPause, Pending, SavedVm, Vm,
     VmState,
@@ -258,6 +259,7 @@ pub struct FakeVm {
     pub behaviour: Machine,
     pub log: Log,
     pub socket: PathBuf,
+    pub pace: Pace,
     pub folder: Option<PathBuf>,
     pub space_needed: u64,
     pub ram: Ram,
@@ -272,6 +274,7 @@ impl FakeVm {
             ram: Ram::new(log.clone()),
             log,
             socket,
+            pace: Pace::PORT,
             folder: None,
             space_needed,
             fenced: false,
@@ -291,6 +294,10 @@ impl Vm for FakeVm {
 
     fn guest_channel_path(&self) -> &Path {
         &self.socket
+    }
+
+    fn guest_channel_pace(&self) -> Pace {
+        self.pace
     }
 
     fn host_interfaces(&self) -> &[String] {

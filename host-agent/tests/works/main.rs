@@ -20,6 +20,7 @@ use std::time::Duration;
 use fakes::{FakeHypervisor, FakeTaps, FakeVm, Guest, Log, Machine, Ram, TapState, Told, facts, serve_guest};
 use unasnap_channel::steady_ns;
 use unasnap_host::definition::VmDefinition;
+use unasnap_host::guest_channel::Pace;
 use unasnap_host::store::Store;
 use unasnap_host::store::space::Limits;
 use unasnap_host::switches::Switches;
@@ -43,6 +44,7 @@ struct Bench {
 struct Parts {
     colouring: &'static str,
     guest: Guest,
+    pace: Pace,
     machine: Machine,
     taps: TapState,
     space_needed: u64,
@@ -56,6 +58,7 @@ struct Parts {
 const GUEST: Parts = Parts {
     colouring: "guest",
     guest: Guest::Healthy,
+    pace: Pace::PORT,
     machine: Machine::Healthy,
     taps: TapState::Healthy,
     space_needed: 0,
@@ -95,7 +98,8 @@ async fn made_of(parts: Parts) -> Bench {
     let (log, socket) = (Log::default(), folder.path().join("guest.sock"));
     serve_guest(&socket, parts.guest, parts.says, log.clone());
     let store = Store::open(folder.path(), Limits::default()).unwrap();
-    let vm = FakeVm::new(parts.machine, log.clone(), socket.clone(), parts.space_needed);
+    let mut vm = FakeVm::new(parts.machine, log.clone(), socket.clone(), parts.space_needed);
+    vm.pace = parts.pace;
     let ram = vm.ram.clone();
     let hypervisor = FakeHypervisor { facts: facts(), log: log.clone(), socket };
     let taps = FakeTaps(parts.taps, log.clone());
@@ -344,4 +348,17 @@ async fn what_an_earlier_agent_left_open_is_closed() {
     bench.works.take_charge(Some((Box::new(adopted), Origin::Adopted))).await;
     let log = bench.log.taken();
     assert!(log.iter().any(|line| line.starts_with("tap: word")), "{log:?}");
+}
+
+/// Each question there is a program that the hypervisor runs in the guest.
+#[tokio::test]
+async fn a_guest_that_is_slow_to_ask_is_not_asked_every_second() {
+    for (pace, expected) in [(Pace::PORT, 3), (Pace::CALLS, 1)] {
+        let bench = made_of(Parts { pace, ..GUEST }).await;
+        for _ in 0..3 {
+            assert!(bench.works.report().await.guest);
+        }
+        let log = bench.log.taken();
+        assert_eq!(log.iter().filter(|line| *line == "Identify").count(), expected, "{log:?}");
+    }
 }

@@ -1,5 +1,6 @@
 //! The `[virtualbox]` part of `host.toml`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -32,6 +33,24 @@ pub struct VirtualBoxConfig {
     /// open any file of the agent's user.
     #[serde(default)]
     pub believes: Vec<Name>,
+    /// VMs whose agent is reached by `VBoxManage guestcontrol`, because no serial port is free for it.
+    #[serde(default)]
+    pub guestcontrol: BTreeMap<Name, Login>,
+}
+
+/// Who VirtualBox is in a guest.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// A user of the guest: its root, or one of the same rights.
+    #[serde(default = "root")]
+    pub user: String,
+    /// File of the host with the user's password, which nobody but the agent's user may read.
+    pub password_file: PathBuf,
+}
+
+fn root() -> String {
+    "root".to_owned()
 }
 
 fn default_vboxmanage() -> PathBuf {
@@ -47,6 +66,7 @@ impl Default for VirtualBoxConfig {
             user_home: None,
             ipc_socket_id: None,
             believes: Vec::new(),
+            guestcontrol: BTreeMap::new(),
         }
     }
 }

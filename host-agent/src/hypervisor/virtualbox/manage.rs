@@ -52,7 +52,8 @@ impl Manage {
         &self.vm
     }
 
-    async fn ask(&self, arguments: &[&str], limit: Duration) -> Result<Answer, HypervisorError> {
+    /// A call of which also a failure is an answer.
+    pub(super) async fn ask(&self, arguments: &[&str], limit: Duration) -> Result<Answer, HypervisorError> {
         self.calls.call(&self.vm, arguments, limit).await
     }
 

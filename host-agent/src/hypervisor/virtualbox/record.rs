@@ -97,6 +97,18 @@ impl VmFolder {
         self.path.join("guest.sock")
     }
 
+    /// Where the guest channel is that `guestcontrol` carries.
+    #[must_use]
+    pub fn relay(&self) -> PathBuf {
+        self.path.join("guestcontrol.sock")
+    }
+
+    /// What is on its way into the guest.
+    #[must_use]
+    pub fn request(&self) -> PathBuf {
+        self.path.join("guestcontrol.request")
+    }
+
     /// Where the serial console is of a machine that unasnap has made.
     #[must_use]
     pub fn console_socket(&self) -> PathBuf {

@@ -98,7 +98,7 @@ impl VirtualBox {
         let info = manage.info().await?;
         check_size(vm, &info)?;
         prepare_sockets(&info, &folder)?;
-        Ok(Box::new(self.vm(vm, manage, machine, record, &info)))
+        Ok(Box::new(self.vm(vm, manage, machine, record, &info)?))
     }
 }
 

@@ -16,10 +16,12 @@ use unasnap_channel::steady_ns;
 
 use super::super::{CutTimes, GuestRam, HypervisorError, InPause, Pending, Vm, VmState, base_image};
 use super::console::Console;
+use super::guestcontrol::Relay;
 use super::info::State;
 use super::machine::{CUT, Machine, SETTINGS_FILE};
 use super::manage::Manage;
 use super::record::{Record, VmFolder};
+use crate::guest_channel::Pace;
 use crate::store::manifest::{BaseImage, Facts, Saved, SavedFile};
 
 /// How long VirtualBox may take to end what was begun before.
@@ -40,6 +42,8 @@ pub struct VirtualBoxVm {
     pub(super) facts: Facts,
     pub(super) memory_bytes: u64,
     pub(super) guest_channel: PathBuf,
+    /// Carries what goes through that channel, where no port does.
+    pub(super) relay: Option<Relay>,
     pub(super) stage: Stage,
     /// Deletes what cuts have left in VirtualBox, behind the running machine.
     pub(super) tidying: Option<JoinHandle<Result<(), HypervisorError>>>,
@@ -283,6 +287,10 @@ impl Vm for VirtualBoxVm {
 
     fn guest_channel_path(&self) -> &Path {
         &self.guest_channel
+    }
+
+    fn guest_channel_pace(&self) -> Pace {
+        if self.relay.is_some() { Pace::CALLS } else { Pace::PORT }
     }
 
     fn host_interfaces(&self) -> &[String] {
