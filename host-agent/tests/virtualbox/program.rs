@@ -54,6 +54,15 @@ async fn a_call_that_does_not_end_is_named_and_killed() {
     soon("it was not killed", || !process.exists());
 }
 
+/// A guest decides what programs print that run in it.
+#[tokio::test]
+async fn an_answer_without_end_does_not_fill_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let calls = script(folder.path(), "exec yes");
+    let error = calls.call("web", &["guestcontrol"], Duration::from_secs(60)).await.unwrap_err().to_string();
+    assert!(error.contains("it printed more than 1048576 bytes, and was killed"), "{error}");
+}
+
 fn soon(otherwise: &str, reached: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !reached() {

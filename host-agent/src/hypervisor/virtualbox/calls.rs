@@ -17,8 +17,10 @@ use super::super::{HypervisorError, Pending};
 use super::VirtualBoxConfig;
 use crate::fault_point;
 
-/// Most bytes of an answer that are read.
+/// Most bytes of an answer: what guests say may be among them.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
+/// How often it is looked how much there is.
+const MEASURE_EVERY: Duration = Duration::from_millis(100);
 /// How VBoxManage begins each line of an error.
 const ERROR: &str = "VBoxManage: error: ";
 
@@ -118,7 +120,13 @@ impl VBoxManage {
         command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         // No pipes: the service that VBoxManage starts where none runs would keep them open.
         command.stdin(Stdio::null()).stdout(handle(&stdout)?).stderr(handle(&stderr)?).kill_on_drop(true);
-        let status = match tokio::time::timeout(limit, command.status()).await {
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(limit, command.status()) => ended,
+            () = too_long([&stdout, &stderr]) => {
+                return Err(failed(format!("it printed more than {MAX_ANSWER_BYTES} bytes, and was killed")));
+            }
+        };
+        let status = match ended {
             Ok(Ok(status)) => status,
             Ok(Err(error)) => {
                 return Err(failed(format!("{error} (is {} VirtualBox's?)", self.program.display())));
@@ -146,6 +154,14 @@ impl VBoxManage {
         let file = made.map_err(HypervisorError::file("create", &path))?;
         std::fs::remove_file(&path).map_err(HypervisorError::file("delete", &path))?;
         Ok(file)
+    }
+}
+
+/// Until one of the files is longer than an answer may be.
+async fn too_long(files: [&File; 2]) {
+    let is_too_long = |file: &File| file.metadata().is_ok_and(|found| found.len() > MAX_ANSWER_BYTES);
+    while !files.into_iter().any(is_too_long) {
+        tokio::time::sleep(MEASURE_EVERY).await;
     }
 }
 
