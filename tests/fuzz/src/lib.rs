@@ -52,12 +52,13 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "frames", run: wire::frames },
     Target { name: "guest-frames", run: wire::guest_frames },
     Target { name: "control", run: wire::control },
     Target { name: "operator", run: wire::operator },
     Target { name: "guest", run: wire::guest },
+    Target { name: "relay", run: wire::relay },
     Target { name: "names", run: wire::names },
     Target { name: "manifest", run: parsers::manifest },
     Target { name: "definition", run: parsers::definition },

@@ -7,6 +7,7 @@ use unasnap_protocol::frame::{Decoder, Frame, HEADER_BYTES, encode};
 use unasnap_protocol::guest::{GuestReply, GuestRequest};
 use unasnap_protocol::name::{MAX_NAME_BYTES, Name};
 use unasnap_protocol::operator::{Reply, Request};
+use unasnap_protocol::relay;
 use unasnap_protocol::role::Role;
 
 /// Small, so that the fuzzer reaches it.
@@ -50,6 +51,14 @@ pub fn guest_frames(input: &[u8]) {
     let found = decoder.next_frame().ok().flatten();
     assert_eq!(found, Some(Frame { number: 5, payload: Bytes::from_static(b"whole") }));
     assert_eq!(decoder.next_frame(), Ok(None));
+}
+
+/// What a program prints that runs in a guest.
+pub fn relay(input: &[u8]) {
+    let Ok(printed) = std::str::from_utf8(input) else { return };
+    if let Ok(frame) = relay::frame(printed) {
+        assert_eq!(relay::frame(&relay::word(&frame)), Ok(frame));
+    }
 }
 
 /// The first two bytes are the number of the message, the rest is its payload.
