@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use unasnap_protocol::frame::{Decoder, Frame, MAX_GUEST_PAYLOAD, encode};
 use unasnap_protocol::guest::{GuestReply, GuestRequest, ReplyHead};
 use unasnap_protocol::relay;
@@ -28,6 +29,8 @@ use crate::store::files::remove_if_there;
 
 /// How long VirtualBox may take for a request, in milliseconds; shorter than who asks waits for the answer.
 const CALL_LIMIT_MS: u64 = 5500;
+/// Pause after a connection that has failed.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// What is done, for errors.
 const RUN: &str = "VBoxManage guestcontrol run unasnap-guest relay";
 /// What is done before with what may not be seen, for errors.
@@ -56,10 +59,15 @@ impl Relay {
         let listener = UnixListener::bind(&socket).map_err(HypervisorError::file("listen at", &socket))?;
         let way = Way { manage, login, folder };
         Ok(Self(tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            loop {
                 // There is one channel, and it connects again when it has given up.
-                if let Err(error) = way.converse(stream).await {
+                let ended = match listener.accept().await {
+                    Ok((stream, _)) => way.converse(stream).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = ended {
                     tracing::debug!(vm = way.manage.vm(), %error, "the guest channel was closed");
+                    sleep(AGAIN_AFTER).await;
                 }
             }
         })))
