@@ -73,7 +73,11 @@ fn run(command: Command) -> Result<()> {
             serve::serve(&mut agent, port.as_deref())
         }
         Command::Relay { request, file } => {
-            println!("{}", relay::hand_over(request.as_deref(), file.as_deref())?);
+            let request = match file {
+                Some(file) => relay::taken(&file)?,
+                None => request.unwrap_or_default(),
+            };
+            println!("{}", relay::hand_over(&request)?);
             Ok(())
         }
         Command::Detach => attach::detach_guest(),

@@ -72,16 +72,12 @@ impl Door {
     }
 }
 
-/// What `unasnap-guest relay` prints: the reply's word.
+/// What `unasnap-guest relay` prints to a request's word: the reply's.
 ///
 /// # Errors
 /// The request is none, or no agent answers.
-pub fn hand_over(request: Option<&str>, file: Option<&Path>) -> Result<String> {
-    let frame = match (request, file) {
-        (Some(word), _) => relay::frame(word)?,
-        (None, Some(file)) => relay::frame(&taken(file)?)?,
-        (None, None) => anyhow::bail!("give a request"),
-    };
+pub fn hand_over(request: &str) -> Result<String> {
+    let frame = relay::frame(request)?;
     let lost = || format!("no answer from {}: does unasnap-guest run, without --port?", relay::SOCKET);
     let mut stream = UnixStream::connect(relay::SOCKET).with_context(lost)?;
     stream.set_read_timeout(Some(ANSWER_LIMIT)).with_context(lost)?;
@@ -90,8 +86,11 @@ pub fn hand_over(request: Option<&str>, file: Option<&Path>) -> Result<String> {
     Ok(relay::word(&unasnap_protocol::frame::encode(reply.number, &reply.payload)))
 }
 
-/// What is in the file, which goes.
-fn taken(file: &Path) -> Result<String> {
+/// The word in the file, which goes.
+///
+/// # Errors
+/// It cannot be read, or stays.
+pub fn taken(file: &Path) -> Result<String> {
     let reading = || format!("cannot read {}", file.display());
     let mut text = String::new();
     let opened = fs::File::open(file).with_context(reading)?;

@@ -238,7 +238,7 @@ async fn a_password_that_others_may_read_is_not_used() {
     assert!(error.contains("can be read by other users (mode 0640); run `chmod 600"), "{error}");
     std::fs::remove_file(&path).unwrap();
     let error = channel.set_word(WordState::idle(1)).await.unwrap_err().to_string();
-    assert!(error.contains(&format!("cannot read {}", path.display())), "{error}");
+    assert!(error.contains(&format!("cannot read {}: No such file", path.display())), "{error}");
     assert_eq!(virtualbox.taken().1, [] as [Vec<String>; 0]);
     password(&host);
     channel.set_word(WordState::idle(1)).await.unwrap();

@@ -84,7 +84,7 @@ pub enum IdentityError {
         /// What it should hold.
         wanted: &'static str,
     },
-    /// Others than the owner may read the key.
+    /// Others than the owner may read the key, or another secret.
     #[error("{path} can be read by other users (mode {mode:04o}); run `chmod 600 {path}`")]
     KeyExposed {
         /// The file.
@@ -187,6 +187,15 @@ pub fn issued(path: &Path) -> Result<(Peer, Vec<u8>), IdentityError> {
     first.ok_or_else(|| IdentityError::NoRole { path: path.to_owned() })
 }
 
+/// Permission bits of a secret's file, if others than its owner may read it: see [`IdentityError::KeyExposed`].
+///
+/// # Errors
+/// It is not there, or cannot be looked at.
+pub fn exposure(path: &Path) -> io::Result<Option<u32>> {
+    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+    Ok(Some(mode).filter(|mode| mode & 0o077 != 0))
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     let unreadable = |source| IdentityError::Unreadable { path: path.to_owned(), source };
     let length = fs::metadata(path).map_err(unreadable)?.len();
@@ -206,13 +215,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityErr
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {
     let bytes = read(path)?;
-    let metadata = fs::metadata(path);
-    let mode = metadata
-        .map_err(|source| IdentityError::Unreadable { path: path.to_owned(), source })?
-        .permissions()
-        .mode()
-        & 0o777;
-    if mode & 0o077 != 0 {
+    let unreadable = |source| IdentityError::Unreadable { path: path.to_owned(), source };
+    if let Some(mode) = exposure(path).map_err(unreadable)? {
         return Err(IdentityError::KeyExposed { path: path.to_owned(), mode });
     }
     PrivateKeyDer::from_pem_slice(&bytes)

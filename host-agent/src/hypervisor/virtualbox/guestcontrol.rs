@@ -9,14 +9,15 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
+use unasnap_channel::IdentityError;
+use unasnap_channel::identity::exposure;
 use unasnap_protocol::frame::{Decoder, Frame, MAX_GUEST_PAYLOAD, encode};
 use unasnap_protocol::guest::{GuestReply, GuestRequest, ReplyHead};
 use unasnap_protocol::relay;
@@ -25,10 +26,12 @@ use super::super::HypervisorError;
 use super::config::Login;
 use super::manage::Manage;
 use super::record::{VmFolder, socket_path};
+use crate::guest_channel::Pace;
 use crate::store::files::remove_if_there;
+use crate::works::chain;
 
-/// How long VirtualBox may take for a request, in milliseconds; shorter than who asks waits for the answer.
-const CALL_LIMIT_MS: u64 = 5500;
+/// How long VirtualBox may take for a call: who asks is to hear what went wrong.
+const CALL_LIMIT: Duration = Pace::CALLS.answer.saturating_sub(Duration::from_millis(500));
 /// Pause after a connection that has failed.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// What is done, for errors.
@@ -120,7 +123,7 @@ impl Way {
         let (head, request) = GuestRequest::decode(frame).ok()?;
         let word = relay::word(&encode(frame.number, &frame.payload));
         let reply = self.carry(&request, &word).await.unwrap_or_else(|error| {
-            GuestReply::Failed(error.to_string()).encode(&ReplyHead { sequence: head.sequence })
+            GuestReply::Failed(chain(&error)).encode(&ReplyHead { sequence: head.sequence })
         });
         Some(reply)
     }
@@ -138,7 +141,7 @@ impl Way {
 
     /// What the agent's program prints in the guest.
     async fn run(&self, arguments: &[&str]) -> Result<String, HypervisorError> {
-        let limit = CALL_LIMIT_MS.to_string();
+        let limit = CALL_LIMIT.as_millis().to_string();
         let how = ["--exe", relay::PROGRAM, "--timeout", &limit, "--wait-stdout", "--wait-stderr", "--"];
         self.call(RUN, "run", &[how.as_slice(), arguments].concat()).await
     }
@@ -170,7 +173,7 @@ impl Way {
         let file = self.login.password_file.to_string_lossy();
         let login = ["--username", &self.login.user, "--passwordfile", &file];
         let call = [&["guestcontrol", self.manage.uuid(), verb], login.as_slice(), arguments].concat();
-        let answer = match self.manage.ask(&call, Duration::from_millis(CALL_LIMIT_MS)).await {
+        let answer = match self.manage.ask(&call, CALL_LIMIT).await {
             Err(HypervisorError::TimedOut { vm, after, .. }) => {
                 return Err(HypervisorError::TimedOut { vm, what: what.to_owned(), after });
             }
@@ -185,14 +188,13 @@ impl Way {
     /// VirtualBox would say only that the user cannot log in.
     fn check_password(&self) -> Result<(), HypervisorError> {
         let path = &self.login.password_file;
-        let found = fs::metadata(path).map_err(HypervisorError::file("read", path))?;
-        let mode = found.permissions().mode() & 0o777;
-        if mode & 0o077 == 0 {
-            return Ok(());
+        match exposure(path).map_err(HypervisorError::file("read", path))? {
+            None => Ok(()),
+            Some(mode) => {
+                let what = IdentityError::KeyExposed { path: path.clone(), mode }.to_string();
+                Err(HypervisorError::Unsupported { what })
+            }
         }
-        let shown = Path::display(path);
-        let what = format!("{shown} can be read by other users (mode {mode:04o}); run `chmod 600 {shown}`");
-        Err(HypervisorError::Unsupported { what })
     }
 
     fn refused(&self, command: &str, reason: String) -> HypervisorError {
